@@ -1,0 +1,163 @@
+"""What a stopped run needs to go on, through Orbax; and the signal that it should stop."""
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+import flax.serialization
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from abd_jax import config as config_lib
+from abd_jax.errors import UserError
+
+
+class Preempted(SystemExit):
+  """The run was told to stop, saved, and can go on: exit status 75 (EX_TEMPFAIL)."""
+
+  def __init__(self):
+    super().__init__(75)
+
+
+class StopSignal:
+  """While entered, SIGTERM asks the run to save and stop; a second one ends it at once."""
+
+  def __init__(self):
+    self.received = False
+    self._previous = None
+
+  def _receive(self, number, frame):
+    del number, frame
+    self.received = True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+      self._previous = signal.signal(signal.SIGTERM, self._receive)
+    return self
+
+  def __exit__(self, *exception):
+    if self._previous is not None:
+      signal.signal(signal.SIGTERM, self._previous)
+
+
+class Checkpoints:
+  """The last two checkpoints of a run: its states, and a JSON record of where it stands."""
+
+  def __init__(self, workdir, seconds):
+    """Opens <workdir>/checkpoints; `due` is true when the last save is more than `seconds` old."""
+    self._seconds = seconds
+    self._saved_at = time.monotonic()
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(2), enable_async_checkpointing=True
+    )
+    self._manager = ocp.CheckpointManager(
+        (Path(workdir) / 'checkpoints').resolve(),
+        options=options,
+        item_handlers={'states': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()},
+    )
+    # Orbax passes over a save under a number it has, so saves are counted rather than named after steps.
+    self._number = self._manager.latest_step()
+
+  @property
+  def due(self):
+    return time.monotonic() - self._saved_at >= self._seconds
+
+  def save(self, states, record):
+    """Writes in the background. `states` is a dict of pytrees, `record` what JSON can say."""
+    # Copies: the next step may be given the very buffers that are being written.
+    arrays = jax.tree.map(np.array, flax.serialization.to_state_dict(states))
+    self._number = 0 if self._number is None else self._number + 1
+    items = ocp.args.Composite(states=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
+    self._manager.save(self._number, args=items)
+    self._saved_at = time.monotonic()
+
+  def record(self):
+    """The record of the latest checkpoint, or None."""
+    if self._number is None:
+      return None
+    return self._manager.restore(self._number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))['record']
+
+  def states(self, like):
+    """The states of the latest checkpoint.
+
+    Args:
+      like: a dict of pytrees of the same structure, arrays or their shapes.
+    """
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+        flax.serialization.to_state_dict(like),
+    )
+    restored = self._manager.restore(self._number, args=ocp.args.Composite(states=ocp.args.StandardRestore(template)))
+    return flax.serialization.from_state_dict(like, restored['states'])
+
+  def wait(self):
+    """Until what was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self):
+    self._manager.close()
+
+
+def claim_workdir(config, workdir):
+  """Makes the workdir this config's: writes flags.txt, or finds the same run there.
+
+  Raises:
+    UserError: the workdir cannot be written, holds another run, or holds any run and --resume=never.
+  """
+  workdir = Path(workdir)
+  flags_file = workdir / 'flags.txt'
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    probe = workdir / '.writable'
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise UserError(f'--workdir={workdir} cannot be written: {error.strerror}.') from None
+  if config.resume == 'never' and any(workdir.iterdir()):
+    raise UserError(f'--workdir={workdir} is not empty and --resume=never: choose another, or resume with --resume=auto.')
+  if flags_file.exists():
+    name = config_lib.differing_flag(config, theirs := config_lib.from_flagfile(flags_file))
+    if name:
+      values = [config_lib.as_dict(c)[name] for c in (theirs, config)]
+      raise UserError(
+          f'--workdir={workdir} holds a run with --{name}={values[0]}, not {values[1]}: choose another, or delete it.'
+      )
+  elif (workdir / 'checkpoints').exists():
+    raise UserError(f'--workdir={workdir} holds checkpoints but no flags.txt to say of what: choose another.')
+  write_whole(flags_file, config_lib.to_flagfile(config))
+
+
+def write_whole(path, text):
+  """Replaces a file in one move, so that a reader never sees half of it."""
+  partial = Path(path).with_name(Path(path).name + '.partial')
+  partial.write_text(text)
+  partial.replace(path)
+
+
+class MetricsLog:
+  """metrics.jsonl: a line of figures an epoch, each at a place in the run, so that a resumed run repeats none."""
+
+  def __init__(self, path):
+    self._path = Path(path)
+
+  def rewind(self, place):
+    """Drops the lines after `place`, a tuple (task, phase, step)."""
+    if not self._path.exists():
+      return
+    kept = []
+    for line in self._path.read_text().splitlines():
+      try:
+        if tuple(json.loads(line)['at']) > place:
+          break
+      except ValueError:  # the process died while it wrote this line
+        break
+      kept.append(line + '\n')
+    write_whole(self._path, ''.join(kept))
+
+  def write(self, place, **figures):
+    with self._path.open('a') as file:
+      file.write(json.dumps({'at': place, **figures}) + '\n')

@@ -1,0 +1,241 @@
+"""Everything a run can be told, once: frozen dataclasses whose fields are the command-line flags.
+
+A field's name is its flag's, its default the flag's default, its metadata the help and the range. `define_flags` and
+`config_from_flags` are the only places that know absl flags.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from abd_jax.errors import UserError
+from abd_jax.methods import METHODS
+from abd_jax.models import GENERATORS, STUDENTS
+
+
+def _field(default, text, *, choices=None, at_least=None, above=None, identity=True):
+  """A field that is a flag. `identity` says whether a run of another value is another run."""
+  metadata = {'help': text, 'choices': choices, 'at_least': at_least, 'above': above, 'identity': identity}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimisation:
+  """How the student is trained: SGD with momentum, fresh for each task."""
+
+  epochs: int = _field(250, 'passes over the images of each task', at_least=1)
+  decay_at: tuple[int, ...] = _field((100, 150, 200), 'the learning rate is divided by 10 after these epochs')
+  batch_size: int = _field(128, 'real images a step, and as many synthetic ones', at_least=1)
+  learning_rate: float = _field(0.1, 'of the first epoch', above=0)
+  momentum: float = _field(0.9, 'of SGD, without Nesterov', at_least=0)
+  weight_decay: float = _field(2e-4, 'on every parameter', at_least=0)
+  bn_double_update: bool = _field(
+      False, 'running statistics move to .81 r + .19 batch a step, as in the authors\' code, where a second forward pass'
+      ' on the same batch moves them twice')
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """What happens to real training images, in this order."""
+
+  color_jitter: bool = _field(True, 'brightness by U(1 +- 63/255) and contrast by U(0.2, 1.8), in random order')
+  flip: bool = _field(True, 'mirror every other image')
+  crop_padding: int = _field(4, 'black border in pixels from which the image is cropped again; 0: no crop', at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inversion:
+  """How the frozen classifier is inverted (Eq. 1-7)."""
+
+  generator: str = _field('auto', 'auto: by image size', choices=('auto', *GENERATORS))
+  generator_init: str = _field('fresh', 'fresh: a new generator each task; warm: one generator and one Adam for all'
+                               ' tasks, as in the authors\' code', choices=('fresh', 'warm'))
+  inversion_steps: int = _field(5000, 'steps of generator training before each task but the first', at_least=1)
+  generator_learning_rate: float = _field(1e-3, 'of Adam', above=0)
+  content_weight: float = _field(1.0, 'of Eq. 3', at_least=0)
+  content_temperature: float = _field(1000.0, 'tau of Eq. 3', above=0)
+  diversity_weight: float = _field(1.0, 'of Eq. 1', at_least=0)
+  statistics_weight: float = _field(50.0, 'of Eq. 5', at_least=0)
+  smoothness_weight: float = _field(1e-3, 'of Eq. 6', at_least=0)
+  blur_sigma: float = _field(2**0.5, 'of the Gaussian of Eq. 6, in pixels', above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameters:
+  """What the losses of the methods are weighted by."""
+
+  finetune_weight: float = _field(1.0, 'of Eq. 14', at_least=0)
+  finetune_classes: str = _field('seen', 'classes in the softmax of Eq. 14 and of ABD\'s first task; all: also those not'
+                                 ' met yet, as in the authors\' code', choices=('seen', 'all'))
+  finetune_normalise: str = _field('mean', 'mean over rows, or weighted: divided by the sum of the balance weights',
+                                   choices=('mean', 'weighted'))
+  local_ce_weight: bool = _field(True, 'balance weight on Eq. 11, as in the authors\' code; false: as printed')
+  distillation: str = _field('importance', 'importance: Eq. 13; features: Eq. 12; softmax: softened predictions',
+                             choices=('importance', 'features', 'softmax'))
+  distillation_weight: float = _field(0.1, 'of ABD\'s distillation', at_least=0)
+  kd_weight: float = _field(1.0, 'of the softened predictions in the other methods', at_least=0)
+  kd_temperature: float = _field(2.0, 'of the softened predictions', above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One run: a method on a benchmark with a seed."""
+
+  method: str = _field('abd', 'one or several, with commas', choices=tuple(METHODS))
+  dataset: str = _field('digits', 'digits, cifar100, or npz:PATH')
+  data_dir: str = _field('~/data', 'where data sets are looked for, and downloaded to', identity=False)
+  verify_checksum: bool = _field(True, 'refuse an archive whose SHA-256 is not the distributed one', identity=False)
+  workdir: str = _field('runs', 'everything the run writes', identity=False)
+  num_tasks: int = _field(5, 'the classes are split evenly over the tasks', at_least=1)
+  num_classes: int = _field(0, 'the first so many classes of the seed\'s order; 0: all', at_least=0)
+  stop_after_task: int = _field(0, 'end the run after so many tasks; 0: all', at_least=0, identity=False)
+  image_size: int = _field(0, 'images are area-averaged down to so many pixels a side; 0: native', at_least=0)
+  seed: int = _field(0, 'of class order, initialisation and data order', at_least=0)
+  seeds: tuple[int, ...] = _field((), 'several, with commas: one run each', identity=False)
+  student: str = _field('resnet32', 'the classifier', choices=tuple(STUDENTS))
+  checkpoint_seconds: float = _field(60.0, 'at most so long between two checkpoints', at_least=0, identity=False)
+  resume: str = _field('auto', 'auto: go on where the workdir\'s run stopped; never: refuse a workdir in use',
+                       choices=('auto', 'never'), identity=False)
+  optimisation: Optimisation = Optimisation()
+  augmentation: Augmentation = Augmentation()
+  inversion: Inversion = Inversion()
+  hparams: Hyperparameters = Hyperparameters()
+
+  def __post_init__(self):
+    if self.stop_after_task > self.num_tasks:
+      raise UserError(f'--stop_after_task={self.stop_after_task} is more than --num_tasks={self.num_tasks}.')
+    for leaf in leaves(self):
+      _check(leaf)
+    # The method is one name here: launching splits a list into runs.
+    for name in self.method.split(','):
+      _check_choice('method', name, tuple(METHODS))
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """One flag of a config: its field and its value there."""
+
+  field: dataclasses.Field
+  value: Any
+
+  @property
+  def name(self):
+    return self.field.name
+
+
+def leaves(config):
+  """The flags of a config in the order of their definition, groups flattened: a list of `Leaf`."""
+  found = []
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    found += leaves(value) if dataclasses.is_dataclass(value) else [Leaf(field, value)]
+  return found
+
+
+def with_values(config, values):
+  """The config with leaves replaced by name, in whatever group they are.
+
+  Raises:
+    UserError: a name is not a leaf's, or a value is out of its range.
+  """
+  unknown = set(values) - {leaf.name for leaf in leaves(config)}
+  if unknown:
+    raise UserError(f'There is no flag called {", ".join(sorted(unknown))}.')
+  changes = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      inside = {leaf.name: values[leaf.name] for leaf in leaves(value) if leaf.name in values}
+      changes[field.name] = with_values(value, inside) if inside else value
+    elif field.name in values:
+      changes[field.name] = values[field.name]
+  return dataclasses.replace(config, **changes)
+
+
+def differing_flag(config, other):
+  """The name of a flag that makes the two different runs, or None."""
+  for ours, theirs in zip(leaves(config), leaves(other), strict=True):
+    if ours.field.metadata['identity'] and ours.value != theirs.value:
+      return ours.name
+  return None
+
+
+def _check_choice(name, value, choices):
+  if value not in choices:
+    raise UserError(f'--{name}={value} is not one of {", ".join(choices)}.')
+
+
+def _check(leaf):
+  metadata = leaf.field.metadata
+  if metadata['choices'] and leaf.name != 'method':
+    _check_choice(leaf.name, leaf.value, metadata['choices'])
+  if metadata['at_least'] is not None and not leaf.value >= metadata['at_least']:
+    raise UserError(f'--{leaf.name}={leaf.value} must be at least {metadata["at_least"]}.')
+  if metadata['above'] is not None and not leaf.value > metadata['above']:
+    raise UserError(f'--{leaf.name}={leaf.value} must be above {metadata["above"]}.')
+
+
+def _tuple_of_int(name, text):
+  try:
+    return tuple(int(part) for part in text.split(',') if part.strip())
+  except ValueError:
+    raise UserError(f'--{name}={text} must be whole numbers with commas between them.') from None
+
+
+def _text(value):
+  if isinstance(value, tuple):
+    return ','.join(str(item) for item in value)
+  return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def define_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008  (frozen, so a shared default is safe)
+  """Defines a flag for every leaf of `Config`, with the values in `defaults` as its defaults."""
+  for leaf in leaves(defaults):
+    text = leaf.field.metadata['help']
+    if leaf.field.metadata['choices']:
+      text += f' (one of {", ".join(leaf.field.metadata["choices"])})'
+    # By the type of the default: bool before int, of which it is a subclass.
+    kinds = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+    define = kinds.get(type(leaf.value), flags.DEFINE_string)
+    default = _text(leaf.value) if define is flags.DEFINE_string else leaf.value
+    define(leaf.name, default, text, flag_values=flag_values, module_name='abd_jax')
+
+
+def config_from_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008
+  """The config that the parsed flags describe.
+
+  Raises:
+    UserError: a value is out of its range.
+  """
+  values = {leaf.name: flag_values[leaf.name].value for leaf in leaves(defaults)}
+  for leaf in leaves(defaults):
+    if isinstance(leaf.value, tuple):
+      values[leaf.name] = _tuple_of_int(leaf.name, values[leaf.name])
+  return with_values(defaults, values)
+
+
+def to_flagfile(config):
+  """The config as the text of a flagfile that replays it."""
+  return ''.join(f'--{leaf.name}={_text(leaf.value)}\n' for leaf in leaves(config))
+
+
+def from_flagfile(path):
+  """The config that a flagfile written by `to_flagfile` describes.
+
+  Raises:
+    UserError: the file cannot be read as one.
+  """
+  flag_values = flags.FlagValues()
+  define_flags(flag_values=flag_values)
+  try:
+    flag_values(['', f'--flagfile={Path(path)}'])
+  except flags.Error as error:
+    raise UserError(f'{path} is not a flagfile of this version: {error}.') from None
+  return config_from_flags(flag_values=flag_values)
+
+
+def as_dict(config):
+  """{flag: value} for results.json."""
+  return {leaf.name: leaf.value for leaf in leaves(config)}

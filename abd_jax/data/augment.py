@@ -1,0 +1,76 @@
+"""Augmentation of image batches inside the compiled step, on [0, 255] before normalisation."""
+
+import jax
+import jax.numpy as jnp
+
+_BRIGHTNESS = 63 / 255
+_CONTRAST = (0.2, 1.8)
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, the grey of PIL
+
+
+def _per_image(values_N):
+  return values_N[:, None, None, None]
+
+
+def _grey_mean(images_NHWC):
+  """f32[N]: each image's mean grey."""
+  if images_NHWC.shape[-1] == 3:
+    images_NHWC = images_NHWC @ jnp.array(_GREY)[:, None]
+  return jnp.mean(images_NHWC, axis=(1, 2, 3))
+
+
+def color_jitter(images_NHWC, key):
+  """Brightness times U(1 +- 63/255) and contrast by U(0.2, 1.8) about the mean grey, in random order, each clipped."""
+  order_key, brightness_key, contrast_key = jax.random.split(key, 3)
+  shape = (len(images_NHWC),)
+  factor_N = jax.random.uniform(brightness_key, shape, minval=1 - _BRIGHTNESS, maxval=1 + _BRIGHTNESS)
+  contrast_N = jax.random.uniform(contrast_key, shape, minval=_CONTRAST[0], maxval=_CONTRAST[1])
+
+  def brightness(images):
+    return jnp.clip(images * _per_image(factor_N), 0, 255)
+
+  def contrast(images):
+    grey = _per_image(_grey_mean(images))
+    return jnp.clip(grey + _per_image(contrast_N) * (images - grey), 0, 255)
+
+  brightness_first = _per_image(jax.random.bernoulli(order_key, shape=shape))
+  return jnp.where(brightness_first, contrast(brightness(images_NHWC)), brightness(contrast(images_NHWC)))
+
+
+def flip(images_NHWC, key):
+  """Every other image mirrored."""
+  return jnp.where(_per_image(jax.random.bernoulli(key, shape=(len(images_NHWC),))), images_NHWC[:, :, ::-1], images_NHWC)
+
+
+def crop(images_NHWC, key, padding):
+  """A crop of the original size out of each image with a black border of `padding` pixels."""
+  padded = jnp.pad(images_NHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+  corners_N2 = jax.random.randint(key, (len(images_NHWC), 2), 0, 2 * padding + 1)
+
+  def one(image, corner):
+    return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images_NHWC.shape[1:])
+
+  return jax.vmap(one)(padded, corners_N2)
+
+
+def make_augment(config):
+  """(u8[N, H, W, C], key) -> f32[N, H, W, C] in [0, 255], for a `config.Augmentation`."""
+
+  def augment(images, key):
+    jitter_key, flip_key, crop_key = jax.random.split(key, 3)
+    images = images.astype(jnp.float32)
+    if config.color_jitter:
+      images = color_jitter(images, jitter_key)
+    if config.flip:
+      images = flip(images, flip_key)
+    if config.crop_padding:
+      images = crop(images, crop_key, config.crop_padding)
+    return images
+
+  return augment
+
+
+def make_normalise(mean, std):
+  """f32[N, H, W, C] in [0, 255] -> standardised; mean and std are per channel, on [0, 1]."""
+  mean, std = 255 * jnp.asarray(mean, jnp.float32), 255 * jnp.asarray(std, jnp.float32)
+  return lambda images: (images - mean) / std

@@ -1,0 +1,130 @@
+"""Data sets as arrays: where they are found, how they are read."""
+
+import dataclasses
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from abd_jax.errors import UserError
+
+CIFAR100_MEAN = (0.50707516, 0.48654887, 0.44091784)
+CIFAR100_STD = (0.26733429, 0.25643846, 0.27615047)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """A classification set in memory.
+
+  Attributes:
+    name: as it stands in results.
+    train_images, test_images: u8[M, H, W, C].
+    train_labels, test_labels: i64[M], from 0.
+    class_names: one a class.
+    mean, std: per channel on [0, 1], what images are standardised by.
+  """
+
+  name: str
+  train_images: np.ndarray
+  train_labels: np.ndarray
+  test_images: np.ndarray
+  test_labels: np.ndarray
+  class_names: tuple[str, ...]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  @property
+  def num_classes(self):
+    return len(self.class_names)
+
+  @property
+  def image_shape(self):
+    return self.train_images.shape[1:]
+
+
+def load(name, data_dir='~/data', verify_checksum=True):
+  """The data set called `name`.
+
+  Args:
+    name: 'digits' (ships with scikit-learn), 'cifar100' (from `data_dir`, downloaded to it if need be), or 'npz:PATH'
+      (keys train_images, train_labels, test_images, test_labels, class_names).
+    data_dir: where archives and prepared sets lie.
+    verify_checksum: refuse a downloaded or found archive that is not the distributed one.
+
+  Returns:
+    A `Dataset`.
+
+  Raises:
+    UserError: no such data set, or its files are missing or damaged.
+  """
+  data_dir = Path(data_dir).expanduser()
+  if name == 'digits':
+    return _digits()
+  if name == 'cifar100':
+    return _cifar100(data_dir, verify_checksum)
+  if name.startswith('npz:'):
+    path = Path(name.removeprefix('npz:')).expanduser()
+    return _standardised_by_itself(name, **_read_npz(path))
+  raise UserError(f'--dataset={name} is not one of digits, cifar100, npz:PATH.')
+
+
+def _standardised_by_itself(name, train_images, train_labels, test_images, test_labels, class_names):
+  pixels = train_images.reshape(-1, train_images.shape[-1]) / np.float64(255)
+  std = np.maximum(pixels.std(axis=0), 1 / 255)  # a channel of one value would divide by zero
+  return Dataset(
+      name, train_images, train_labels, test_images, test_labels, class_names,
+      tuple(pixels.mean(axis=0).tolist()), tuple(std.tolist()),
+  )
+
+
+def _digits():
+  """scikit-learn's 1,797 real digits of 8x8 pixels, a fixed stratified fifth of them for testing."""
+  from sklearn.datasets import load_digits
+  from sklearn.model_selection import train_test_split
+
+  digits = load_digits()
+  images = np.round(digits.images[..., None] * (255 / 16)).astype(np.uint8)
+  train_images, test_images, train_labels, test_labels = train_test_split(
+      images, digits.target.astype(np.int64), test_size=0.2, random_state=0, stratify=digits.target
+  )
+  names = tuple(str(name) for name in digits.target_names)
+  return _standardised_by_itself('digits', train_images, train_labels, test_images, test_labels, names)
+
+
+def _cifar100(data_dir, verify_checksum):
+  npz = data_dir / 'cifar100.npz'
+  if npz.exists():
+    arrays = _read_npz(npz)
+  else:
+    from abd_jax.data import builders
+
+    arrays = builders.read_cifar100(data_dir, verify_checksum)
+  return Dataset('cifar100', **arrays, mean=CIFAR100_MEAN, std=CIFAR100_STD)
+
+
+def _read_npz(path):
+  """The five arrays of an npz file, checked; nothing in it is ever unpickled."""
+  keys = ('train_images', 'train_labels', 'test_images', 'test_labels', 'class_names')
+  if not path.is_file():
+    raise UserError(f'There is no file {path}.')
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      missing = [key for key in keys if key not in file]
+      if missing:
+        raise UserError(f'{path} lacks {", ".join(missing)}: its keys must be {", ".join(keys)}.')
+      arrays = {key: file[key] for key in keys}
+  except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f'{path} cannot be read as an npz file of plain arrays: {error}.') from None
+  arrays['class_names'] = tuple(str(name) for name in arrays['class_names'])
+  for split in ('train', 'test'):
+    images, labels = arrays[f'{split}_images'], arrays[f'{split}_labels']
+    if images.dtype != np.uint8 or images.ndim != 4:
+      raise UserError(f'{path}: {split}_images must be uint8 [M, H, W, C], not {images.dtype} {list(images.shape)}.')
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+      raise UserError(f'{path}: {split}_labels must be one whole number for each of {len(images)} images.')
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(arrays['class_names']):
+      raise UserError(f'{path}: {split}_labels must lie between 0 and {len(arrays["class_names"]) - 1}.')
+    arrays[f'{split}_labels'] = labels.astype(np.int64)
+  return arrays

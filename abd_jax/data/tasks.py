@@ -1,0 +1,103 @@
+"""A data set as a sequence of tasks: class order, split, image size."""
+
+import random
+
+import numpy as np
+
+from abd_jax.errors import UserError
+
+
+def class_order(num_classes, seed):
+  """The order in which classes are met: Python's own shuffle, the one that the literature reports results for."""
+  order = list(range(num_classes))
+  random.Random(seed).shuffle(order)
+  return order
+
+
+def area_average(images_NHWC, size):
+  """u8[N, size, size, C]: images resampled so that each new pixel is the mean of the area it covers."""
+
+  def coverage(old):
+    # Row i: the share of each old pixel in new pixel i.
+    edges = np.linspace(0, old, size + 1)
+    starts = np.arange(old)
+    overlap = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
+    return (np.maximum(overlap, 0) * size / old).astype(np.float32)
+
+  _, height, width, _ = images_NHWC.shape
+  rows, columns = coverage(height), coverage(width)
+  resized = np.empty((len(images_NHWC), size, size, images_NHWC.shape[-1]), np.uint8)
+  for start in range(0, len(images_NHWC), 1000):  # in floats a thousand at a time
+    part = images_NHWC[start : start + 1000].astype(np.float32)
+    part = np.einsum('ih,nhwc->niwc', rows, part, optimize=True)
+    resized[start : start + 1000] = np.round(np.einsum('jw,niwc->nijc', columns, part, optimize=True))
+  return resized
+
+
+class TaskSequence:
+  """The tasks of one run. Labels are positions in the class order: task n has classes n * k to (n + 1) * k - 1.
+
+  Attributes:
+    order: the data set's label of each class position.
+    num_tasks, classes_per_task, num_classes, image_shape: sizes.
+  """
+
+  def __init__(self, dataset, num_tasks, *, num_classes=0, seed=0, image_size=0):
+    """Splits `dataset`.
+
+    Raises:
+      UserError: the classes cannot be split so, or images are to be enlarged.
+    """
+    total = num_classes or dataset.num_classes
+    if total > dataset.num_classes:
+      raise UserError(f'--num_classes={total} is more than the {dataset.num_classes} classes of {dataset.name}.')
+    if total % num_tasks:
+      raise UserError(f'{total} classes cannot be split evenly over --num_tasks={num_tasks}.')
+    height, width, channels = dataset.image_shape
+    if image_size > min(height, width):
+      raise UserError(f'--image_size={image_size} is larger than the {height}x{width} images of {dataset.name}.')
+    self._dataset = dataset
+    self._image_size = image_size
+    self.order = class_order(dataset.num_classes, seed)[:total]
+    self.num_tasks = num_tasks
+    self.num_classes = total
+    self.classes_per_task = total // num_tasks
+    self.image_shape = (image_size, image_size, channels) if image_size else (height, width, channels)
+
+  def _images_of(self, split, classes):
+    labels = getattr(self._dataset, f'{split}_labels')
+    position = np.full(self._dataset.num_classes, -1, np.int32)
+    position[[self.order[c] for c in classes]] = classes
+    rows = np.flatnonzero(position[labels] >= 0)
+    images = getattr(self._dataset, f'{split}_images')[rows]
+    if self._image_size:
+      images = area_average(images, self._image_size)
+    return images, position[labels[rows]]
+
+  def classes(self, task):
+    """The class positions of task number `task`, counted from 0."""
+    return list(range(task * self.classes_per_task, (task + 1) * self.classes_per_task))
+
+  def train(self, task, *, cumulative=False):
+    """(u8[M, H, W, C], i32[M]) training images of a task, or of all tasks up to it."""
+    return self._images_of('train', list(range(self.classes(task)[-1] + 1)) if cumulative else self.classes(task))
+
+  def test(self, task):
+    """(u8[M, H, W, C], i32[M]) test images of a task."""
+    return self._images_of('test', self.classes(task))
+
+  def train_sizes(self, *, cumulative=False):
+    """How many training images each task comes with."""
+    counts = np.bincount(self._dataset.train_labels, minlength=self._dataset.num_classes)[self.order]
+    sizes = counts.reshape(self.num_tasks, -1).sum(axis=1)
+    return np.cumsum(sizes) if cumulative else sizes
+
+  def largest_train_size(self, *, cumulative=False):
+    """The most training images that a task can come with, whatever the class order: one shape for all seeds."""
+    counts = np.sort(np.bincount(self._dataset.train_labels, minlength=self._dataset.num_classes))
+    return int(counts[-(self.num_classes if cumulative else self.classes_per_task) :].sum())
+
+
+def epoch_order(num_images, seed, task, phase, epoch):
+  """i64[num_images]: the order in which an epoch visits a task's images, from where it stands alone."""
+  return np.random.default_rng((seed, task, phase, epoch)).permutation(num_images)

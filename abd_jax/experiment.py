@@ -1,0 +1,76 @@
+"""From flags to runs: what every script in experiments/ calls."""
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from abd_jax import config as config_lib
+from abd_jax import report, train
+from abd_jax.config import Config
+from abd_jax.data import load
+from abd_jax.errors import UserError
+
+
+def runs_of(config):
+  """[(Config of one method and seed, its workdir)], what a config with lists of methods or seeds stands for."""
+  methods, seeds = config.method.split(','), config.seeds or (config.seed,)
+  several = len(methods) > 1 or len(seeds) > 1
+  runs = []
+  for method in methods:
+    for seed in seeds:
+      workdir = Path(config.workdir).expanduser()
+      one = dataclasses.replace(config, method=method, seed=seed, seeds=())
+      runs.append((one, workdir / method / f'seed{seed}' if several else workdir))
+  return runs
+
+
+def launch(defaults: Config):
+  """Parses the command line and trains what it asks for; `defaults` are a script's own.
+
+  Exit status 2 after a sentence for what the user can mend, 75 when told to stop and resumable.
+  """
+
+  def parse(arguments):
+    config_lib.define_flags(defaults)
+    try:
+      return flags.FLAGS(arguments)
+    except flags.Error as error:
+      _refuse(error)
+
+  def main(arguments):
+    if len(arguments) > 1:
+      _refuse(f'Unexpected argument {arguments[1]}: flags are written --name=value.')
+    # Orbax and absl announce each checkpoint; a run has its own progress.
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger('orbax').setLevel(logging.ERROR)
+    try:
+      config = config_lib.config_from_flags(defaults)
+      run_all(config)
+    except UserError as error:
+      _refuse(error)
+
+  app.run(main, flags_parser=parse)
+
+
+def run_all(config):
+  """Trains every method and seed of the config, and prints how they compare.
+
+  Returns:
+    A list of `report.Results`.
+  """
+  runs = runs_of(config)
+  dataset = load(config.dataset, config.data_dir, config.verify_checksum)
+  for one, _ in runs:  # all of them before the first is trained
+    train.check(one, dataset)
+  results = [train.run(one, workdir, dataset) for one, workdir in runs]
+  print('\n' + report.markdown_table(results) + f'Everything is in {Path(config.workdir).expanduser()}', flush=True)
+  return results
+
+
+def _refuse(sentence):
+  print(sentence, file=sys.stderr)
+  sys.exit(2)

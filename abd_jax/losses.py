@@ -1,0 +1,238 @@
+"""Every equation of the paper that is minimised, as pure functions of arrays.
+
+Smith et al., "Always Be Dreaming: A New Approach for Data-Free Class-Incremental Learning", ICCV 2021
+(https://arxiv.org/abs/2106.09701). Functions return one value an example where a weight may follow; the weight and the
+one mean belong to the caller. Class windows are traced integers, never slices, so that one compilation serves every
+task. All logarithms are natural.
+
+Axes: N examples, K classes of the whole head, D features, H W C image.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+# Stands for minus infinity in a masked logit. It is finite, so that 0 * log 0 is 0 and not NaN.
+_MASKED = -1e30
+
+
+def classes_between(num_classes, start, stop):
+  """bool[K]: true for the classes start <= k < stop, either bound a Python or a traced integer."""
+  classes = jnp.arange(num_classes)
+  return (classes >= start) & (classes < stop)
+
+
+def mask_logits(logits_NK, start, stop):
+  """f32[N, K]: the logits with every class outside start <= k < stop removed from any softmax or argmax."""
+  return jnp.where(classes_between(logits_NK.shape[-1], start, stop), logits_NK, _MASKED)
+
+
+def _check_logits(logits_NK, labels_N):
+  chex.assert_rank([logits_NK, labels_N], [2, 1])
+  chex.assert_equal_shape_prefix([logits_NK, labels_N], 1)
+  chex.assert_type([logits_NK, labels_N], [float, int])
+
+
+def cross_entropy(logits_NK, labels_N, seen):
+  """Cross-entropy of the softmax over the classes seen so far.
+
+  Args:
+    logits_NK: f32[N, K], logits of every class of the head.
+    labels_N: i32[N], class indices below `seen`.
+    seen: number of classes of the tasks so far; logits of later classes are left out.
+
+  Returns:
+    f32[N].
+
+  Raises:
+    AssertionError: ranks, types or the number of examples disagree.
+  """
+  return local_cross_entropy(logits_NK, labels_N, 0, seen)
+
+
+def local_cross_entropy(logits_NK, labels_N, past, seen):
+  """Cross-entropy among the new classes alone, Eq. 11: what the past heads say plays no part.
+
+  Args:
+    logits_NK: f32[N, K], logits of every class of the head.
+    labels_N: i32[N], class indices with past <= label < seen.
+    past: number of classes of the earlier tasks.
+    seen: number of classes of the tasks so far.
+
+  Returns:
+    f32[N].
+
+  Raises:
+    AssertionError: ranks, types or the number of examples disagree.
+  """
+  _check_logits(logits_NK, labels_N)
+  log_probabilities_NK = jax.nn.log_softmax(mask_logits(logits_NK, past, seen))
+  return -jnp.take_along_axis(log_probabilities_NK, labels_N[:, None], axis=-1)[:, 0]
+
+
+def balance_weights(labels_N, past, seen):
+  """Weights that balance a few new classes against many past ones, section 6 of the paper.
+
+  Args:
+    labels_N: i32[N], class indices.
+    past: number of classes of the earlier tasks.
+    seen: number of classes of the tasks so far.
+
+  Returns:
+    f32[N], past / seen for a past class and 1 - past / seen for a new one.
+  """
+  chex.assert_rank(labels_N, 1)
+  share = jnp.asarray(past, jnp.float32) / seen
+  return jnp.where(labels_N < past, share, 1 - share)
+
+
+def feature_distillation(projected_NK, teacher_projected_NK, past):
+  """Importance-weighted feature distillation, Eq. 13: features may move where the old head does not look.
+
+  Args:
+    projected_NK: f32[N, K], student features through the teacher's frozen head.
+    teacher_projected_NK: f32[N, K], teacher features through the same head.
+    past: number of classes of the earlier tasks; the head's other rows are left out.
+
+  Returns:
+    f32[N], squared difference averaged over the past classes.
+
+  Raises:
+    AssertionError: the two arrays differ in shape.
+  """
+  chex.assert_equal_shape([projected_NK, teacher_projected_NK])
+  squared_NK = (projected_NK - teacher_projected_NK) ** 2
+  return jnp.sum(jnp.where(classes_between(squared_NK.shape[-1], 0, past), squared_NK, 0), axis=-1) / past
+
+
+def plain_feature_distillation(features_ND, teacher_features_ND):
+  """Unweighted feature distillation, Eq. 12.
+
+  Args:
+    features_ND: f32[N, D], student features.
+    teacher_features_ND: f32[N, D], teacher features.
+
+  Returns:
+    f32[N], squared Euclidean distance.
+
+  Raises:
+    AssertionError: the two arrays differ in shape.
+  """
+  chex.assert_equal_shape([features_ND, teacher_features_ND])
+  return jnp.sum((features_ND - teacher_features_ND) ** 2, axis=-1)
+
+
+def knowledge_distillation(logits_NK, teacher_logits_NK, past, among, temperature=2.0):
+  """Cross-entropy against the teacher's softened prediction: LwF where among = past, Eq. 9 where among = seen.
+
+  Args:
+    logits_NK: f32[N, K], student logits.
+    teacher_logits_NK: f32[N, K], teacher logits.
+    past: number of classes the teacher knows; its probability of any other class is 0.
+    among: the student's softmax runs over the classes below this number.
+    temperature: divides both logits. The result is not multiplied by its square.
+
+  Returns:
+    f32[N].
+
+  Raises:
+    AssertionError: the two arrays differ in shape.
+  """
+  chex.assert_equal_shape([logits_NK, teacher_logits_NK])
+  target_NK = jax.nn.softmax(mask_logits(teacher_logits_NK / temperature, 0, past))
+  log_probabilities_NK = jax.nn.log_softmax(mask_logits(logits_NK / temperature, 0, among))
+  return -jnp.sum(target_NK * log_probabilities_NK, axis=-1)
+
+
+def content(logits_NK, past, temperature=1000.0):
+  """How unsure the teacher is of its own first choice, Eq. 2 and 3.
+
+  At the paper's temperature the loss stays near ln(past) and its gradient is a thousandth of the usual one: a gentle
+  pull towards the centre of a class, which the statistics may overrule.
+
+  Args:
+    logits_NK: f32[N, K], teacher logits of synthetic images.
+    past: number of classes the teacher knows.
+    temperature: divides the logits.
+
+  Returns:
+    f32[N].
+  """
+  choice_N = jax.lax.stop_gradient(jnp.argmax(mask_logits(logits_NK, 0, past), axis=-1))
+  return cross_entropy(logits_NK / temperature, choice_N, past)
+
+
+def label_diversity(logits_NK, past):
+  """How unevenly a batch of synthetic images covers the past classes, Eq. 1 normalised to [0, 1].
+
+  Args:
+    logits_NK: f32[N, K], teacher logits of synthetic images.
+    past: number of classes the teacher knows.
+
+  Returns:
+    f32[], 1 - H(p) / ln(past) with p the mean prediction: 0 for a uniform batch, 1 for a batch of one class, and 0
+    when there is but one class. A class whose probability underflows to 0 adds 0 to the value and to the gradient.
+  """
+  chex.assert_rank(logits_NK, 2)
+  mean_K = jnp.mean(jax.nn.softmax(mask_logits(logits_NK, 0, past)), axis=0)
+  positive_K = jnp.where(mean_K > 0, mean_K, 1.0)  # ln 1 = 0 stands in for 0 ln 0
+  entropy = -jnp.sum(positive_K * jnp.log(positive_K) * (mean_K > 0))
+  several = past > 1
+  return jnp.where(several, 1 - entropy / jnp.log(jnp.where(several, past, 2)), 0.0)
+
+
+def statistics_alignment(mean_C, variance_C, running_mean_C, running_variance_C):
+  """Divergence between a layer's stored statistics and those of a synthetic batch, one layer of Eq. 4 and 5.
+
+  Args:
+    mean_C: f32[C], batch mean of the input of a BatchNorm layer.
+    variance_C: f32[C], its biased batch variance.
+    running_mean_C: f32[C], the mean that the layer stores.
+    running_variance_C: f32[C], the variance that the layer stores.
+
+  Returns:
+    f32[], KL(N(running) || N(batch)) averaged over channels; 1e-8 is added to both variances.
+
+  Raises:
+    AssertionError: the four arrays differ in shape.
+  """
+  chex.assert_equal_shape([mean_C, variance_C, running_mean_C, running_variance_C])
+  variance_C = variance_C + 1e-8
+  running_variance_C = running_variance_C + 1e-8
+  ratio_C = (running_variance_C + (running_mean_C - mean_C) ** 2) / variance_C
+  return jnp.mean(0.5 * jnp.log(variance_C / running_variance_C) - 0.5 * (1 - ratio_C))
+
+
+def blur_profile(sigma):
+  """f32[5]: the five taps of a Gaussian of the given standard deviation in pixels, summing to 1."""
+  taps_5 = jnp.exp(-(jnp.arange(-2.0, 3.0) ** 2) / (2 * sigma**2))
+  return taps_5 / jnp.sum(taps_5)
+
+
+def blur(images_NHWC, sigma):
+  """f32[N, H, W, C]: the images under a 5x5 Gaussian, borders reflected.
+
+  Two passes of five shifted sums: a grouped convolution of one channel each is many times slower on every backend.
+  """
+  chex.assert_rank(images_NHWC, 4)
+  taps_5 = blur_profile(sigma)
+  for axis in (1, 2):
+    size = images_NHWC.shape[axis]
+    padding = [(2, 2) if i == axis else (0, 0) for i in range(4)]
+    padded = jnp.pad(images_NHWC, padding, mode='reflect')
+    images_NHWC = sum(taps_5[i] * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(5))
+  return images_NHWC
+
+
+def smoothness(images_NHWC, blur_sigma=2**0.5):
+  """Mean squared difference between images and their blur, Eq. 6.
+
+  Args:
+    images_NHWC: f32[N, H, W, C], height and width at least 3.
+    blur_sigma: standard deviation of the Gaussian in pixels. The paper does not give it; its authors' kernel is
+      exp(-(d / 2)^2), that is the square root of 2.
+
+  Returns:
+    f32[].
+  """
+  return jnp.mean((images_NHWC - blur(images_NHWC, blur_sigma)) ** 2)

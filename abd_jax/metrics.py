@@ -1,0 +1,59 @@
+"""What the literature reports, from logits on the test images of every task. All accuracies are percentages."""
+
+import numpy as np
+
+
+def top_k_hits(logits_MK, labels_M, classes, top_k=1):
+  """bool[M]: whether the label is among the top_k of `classes` (a sequence of class indices) by logit."""
+  classes = np.asarray(classes)
+  among = np.asarray(logits_MK)[:, classes]
+  own = np.take_along_axis(np.asarray(logits_MK), np.asarray(labels_M)[:, None], axis=1)
+  # Ties count against the label: a constant output is no knowledge.
+  ahead = np.sum((among >= own) & (classes[None, :] != np.asarray(labels_M)[:, None]), axis=1)
+  return ahead < top_k
+
+
+def accuracies_after_task(logits_by_task, labels_by_task, classes_by_task, top_k=1):
+  """One row of each accuracy matrix.
+
+  Args:
+    logits_by_task, labels_by_task: for each task so far f32[M, K] logits on its test images and i32[M] labels.
+    classes_by_task: for each task so far its class indices.
+    top_k: a prediction counts when the label is among so many highest logits.
+
+  Returns:
+    (row, local_row, accuracy): % on each task with all seen classes competing; the same among the task's own classes
+    (task known); and A_n, % over all test images so far with all seen classes competing.
+  """
+  seen = [c for classes in classes_by_task for c in classes]
+  hits = [top_k_hits(z, y, seen, top_k) for z, y in zip(logits_by_task, labels_by_task, strict=True)]
+  local = [
+      top_k_hits(z, y, classes, top_k)
+      for z, y, classes in zip(logits_by_task, labels_by_task, classes_by_task, strict=True)
+  ]
+  percent = lambda h: float(100 * np.mean(h))  # noqa: E731
+  return [percent(h) for h in hits], [percent(h) for h in local], percent(np.concatenate(hits))
+
+
+def average_accuracy(accuracy_after_task):
+  """Average incremental accuracy: the mean over n of A_n. Not the final accuracy, which is A_N alone."""
+  return float(np.mean(accuracy_after_task))
+
+
+def forgetting(accuracy_matrix):
+  """Mean over the tasks but the last of the best accuracy a task ever had less its final one; None for one task."""
+  final = accuracy_matrix[-1]
+  lost = [max(row[j] for row in accuracy_matrix[j:]) - final[j] for j in range(len(final) - 1)]
+  return float(np.mean(lost)) if lost else None
+
+
+def backward_transfer(accuracy_matrix):
+  """Mean over the tasks but the last of the final accuracy less the one when the task was new; None for one task."""
+  final = accuracy_matrix[-1]
+  moved = [final[j] - accuracy_matrix[j][j] for j in range(len(final) - 1)]
+  return float(np.mean(moved)) if moved else None
+
+
+def omega(accuracy_after_task, upper_bound_after_task):
+  """Mean over n of A_n / A_n(upper bound): 1 is as good as training on all data."""
+  return float(np.mean(np.asarray(accuracy_after_task) / np.asarray(upper_bound_after_task)))

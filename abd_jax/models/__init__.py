@@ -1,0 +1,40 @@
+"""Networks by the name a flag gives them."""
+
+import functools
+
+from abd_jax.models.generator import Generator
+from abd_jax.models.resnet import ResNet
+
+STUDENTS = {
+    'resnet8': functools.partial(ResNet, blocks_per_stage=1),
+    'resnet20': functools.partial(ResNet, blocks_per_stage=3),
+    'resnet32': functools.partial(ResNet, blocks_per_stage=5),
+}
+
+GENERATORS = {
+    'cifar': functools.partial(Generator, stem_width=128, stage_widths=(128, 64)),
+    'tiny': functools.partial(Generator, stem_width=128, stage_widths=(128, 128, 64)),
+    'imagenet': functools.partial(Generator, stem_width=64, stage_widths=(64, 64, 64, 64, 64)),
+}
+
+
+def make_student(name, num_classes):
+  """The classifier called `name`, with a head of `num_classes` logits."""
+  return STUDENTS[name](num_classes=num_classes)
+
+
+def generator_for(name, image_shape):
+  """The generator's name once 'auto' is decided: by the longer side, up to 48 and up to 96 pixels, or above."""
+  if name != 'auto':
+    return name
+  side = max(image_shape[:2])
+  return 'cifar' if side <= 48 else 'tiny' if side <= 96 else 'imagenet'
+
+
+def make_generator(name, image_shape):
+  """The generator called `name` ('auto': by size) for images of shape (H, W, C).
+
+  Raises:
+    ValueError: a side is not a multiple of what the generator doubles up to.
+  """
+  return GENERATORS[generator_for(name, image_shape)](image_shape=tuple(image_shape))

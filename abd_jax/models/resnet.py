@@ -1,0 +1,86 @@
+"""The CIFAR residual networks (He et al., 2016) with parameter-free shortcuts, as the paper uses them.
+
+  model = make_student('resnet32', num_classes=100)
+  variables = model.init(key, images, train=False)                                # {'params', 'batch_stats'}
+  logits = model.apply(variables, images, train=False)                            # f32[N, K]
+  features = model.apply(variables, images, train=False, method='features')       # f32[N, 64], penultimate
+  logits = model.apply(variables, features, method='classify')                    # the head alone
+"""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+STAGE_WIDTHS = (16, 32, 64)
+
+_Conv = functools.partial(
+    nn.Conv,
+    kernel_size=(3, 3),
+    padding=((1, 1), (1, 1)),  # SAME would shift a strided convolution by a pixel
+    use_bias=False,
+    kernel_init=nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
+)
+# The two-pass variance: the running statistics are the target of the inversion, and E[x^2] - E[x]^2 loses digits.
+_BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+
+
+def uniform_within(bound):
+  """Initialiser drawing from U(-bound, bound)."""
+  return lambda key, shape, dtype=jnp.float32: nn.initializers.uniform(2 * bound)(key, shape, dtype) - bound
+
+
+class BasicBlock(nn.Module):
+  """Two 3x3 convolutions and a shortcut that subsamples and pads the channels with zeros, half on each side."""
+
+  width: int
+  stride: int = 1
+
+  @nn.compact
+  def __call__(self, images_NHWC, train):
+    norm = functools.partial(_BatchNorm, use_running_average=not train)
+    residual = _Conv(self.width, strides=self.stride, name='conv1')(images_NHWC)
+    residual = nn.relu(norm(name='bn1')(residual))
+    residual = norm(name='bn2')(_Conv(self.width, name='conv2')(residual))
+    shortcut = images_NHWC[:, :: self.stride, :: self.stride]
+    missing = self.width - shortcut.shape[-1]
+    shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+    return nn.relu(shortcut + residual)
+
+
+class ResNet(nn.Module):
+  """ResNet of 6 * blocks_per_stage + 2 layers; the head has all classes from the start.
+
+  Attributes:
+    blocks_per_stage: residual blocks in each of the three stages.
+    num_classes: logits of the head, classes not met yet included.
+  """
+
+  blocks_per_stage: int
+  num_classes: int
+
+  def setup(self):
+    self.head = nn.Dense(
+        self.num_classes,
+        kernel_init=nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
+        bias_init=uniform_within(STAGE_WIDTHS[-1] ** -0.5),
+    )
+
+  @nn.compact
+  def features(self, images_NHWC, train):
+    """f32[N, D]: the penultimate features of f32[N, H, W, C] normalised images, D = 64."""
+    x = _Conv(STAGE_WIDTHS[0], name='conv1')(images_NHWC)
+    x = nn.relu(_BatchNorm(use_running_average=not train, name='bn1')(x))
+    for stage, width in enumerate(STAGE_WIDTHS, start=1):
+      for block in range(self.blocks_per_stage):
+        stride = 2 if stage > 1 and block == 0 else 1
+        x = BasicBlock(width, stride, name=f'layer{stage}_{block}')(x, train)
+    return jnp.mean(x, axis=(1, 2))
+
+  def classify(self, features_ND):
+    """f32[N, K]: the logits of f32[N, D] features."""
+    return self.head(features_ND)
+
+  def __call__(self, images_NHWC, train):
+    """f32[N, K]: the logits of f32[N, H, W, C] normalised images; `train` uses the batch's own statistics."""
+    return self.classify(self.features(images_NHWC, train))

@@ -1,0 +1,48 @@
+"""The edge where pure step bodies become compiled programs."""
+
+import functools
+
+import jax
+
+_compile_seconds = 0.0
+
+
+def _count_compilation(event, seconds, **kwargs):
+  global _compile_seconds
+  del kwargs
+  if event in ('/jax/core/compile/jaxpr_to_mlir_module_duration', '/jax/core/compile/backend_compile_duration'):
+    _compile_seconds += seconds
+
+
+jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+def compile_seconds():
+  """Seconds that this process has spent lowering and compiling so far."""
+  return _compile_seconds
+
+
+class CompiledStep:
+  """A jitted step that knows how often it was traced: once a run is what the masks are for."""
+
+  def __init__(self, step, *, donate=()):
+    @functools.wraps(step)
+    def traced(*args):
+      self.traces += 1
+      return step(*args)
+
+    self.traces = 0
+    self._call = jax.jit(traced, donate_argnums=donate)
+
+  def __call__(self, *args):
+    return self._call(*args)
+
+
+def compile_step(step, *, donate=()):
+  """The step as one compiled program.
+
+  Args:
+    step: a pure function of pytrees.
+    donate: positions of the arguments that the result replaces, whose memory it may take; never the teacher.
+  """
+  return CompiledStep(step, donate=donate)

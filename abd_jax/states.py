@@ -1,0 +1,75 @@
+"""What a run carries from step to step: student, frozen teacher and generator, as pytrees."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+LATENT_SIZE = 1000
+
+
+@flax.struct.dataclass
+class StudentState:
+  """The classifier that learns. `opt_state` is the momentum; the learning rate comes with each batch."""
+
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+  @property
+  def variables(self):
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+@flax.struct.dataclass
+class TeacherState:
+  """The classifier as it was when the previous task ended."""
+
+  params: Any
+  batch_stats: Any
+
+  @property
+  def variables(self):
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+@flax.struct.dataclass
+class GeneratorState:
+  """The generator of synthetic images, trained against the teacher before each task."""
+
+  params: Any
+  batch_stats: Any
+  opt_state: Any
+
+  @property
+  def variables(self):
+    return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+def student_optimizer(hparams):
+  """SGD without its learning rate: PyTorch's order, decay added to the gradient, then momentum."""
+  return optax.chain(optax.add_decayed_weights(hparams.weight_decay), optax.trace(hparams.momentum))
+
+
+def generator_optimizer(hparams):
+  """Adam at the constant rate of the inversion."""
+  return optax.adam(hparams.generator_learning_rate)
+
+
+def init_student(model, optimizer, image_shape, key):
+  """A student with fresh weights for images of shape (H, W, C)."""
+  variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+  return StudentState(variables['params'], variables['batch_stats'], optimizer.init(variables['params']))
+
+
+def init_generator(model, optimizer, key):
+  """A generator with fresh weights."""
+  variables = model.init(key, jnp.zeros((1, LATENT_SIZE)), train=False)
+  return GeneratorState(variables['params'], variables['batch_stats'], optimizer.init(variables['params']))
+
+
+def freeze(student):
+  """The student as the next task's teacher: a copy, since the student's own buffers are donated to its next step."""
+  return jax.tree.map(jnp.copy, TeacherState(student.params, student.batch_stats))

@@ -1,0 +1,179 @@
+"""The pure bodies of every compiled step, and the keys they draw from.
+
+A `make_*` function closes over what never changes in a run; what a step is given is traced, the class counts included,
+so one compilation serves all tasks.
+"""
+
+import enum
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from abd_jax import inversion
+from abd_jax.losses import mask_logits
+from abd_jax.methods.interface import Rows, View, stack_rows
+from abd_jax.states import LATENT_SIZE
+
+
+class Address(enum.IntEnum):
+  """The fixed place of each use of randomness within a task; learning phases follow from LEARN on."""
+
+  STUDENT_INIT = 0
+  GENERATOR_INIT = 1
+  INVERSION = 2
+  PREVIEW = 3
+  LEARN = 16
+
+
+def key_at(root, task, phase, step=0):
+  """The key of one step, from where it stands alone: resuming needs no generator state."""
+  return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(root, task), phase), step)
+
+
+@flax.struct.dataclass
+class Batch:
+  """What varies from one student step to the next.
+
+  Attributes:
+    images: u8[B, H, W, C], real images.
+    labels: i32[B], their classes in the order in which the run meets them.
+    past: i32[], classes of the earlier tasks.
+    seen: i32[], classes of the tasks so far.
+    learning_rate: f32[].
+  """
+
+  images: Any
+  labels: Any
+  past: Any
+  seen: Any
+  learning_rate: Any
+
+
+def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0):
+  """The learning step on images that are already augmented, normalised and dreamed.
+
+  One forward pass of the student over real and synthetic rows together, one of the teacher over the same.
+
+  Args:
+    model: the classifier's Linen module, student and teacher alike.
+    optimizer: an optax transformation without a learning rate.
+    loss: as in `methods.interface.Phase`.
+    hparams: config.Hyperparameters.
+    statistics_rate: running statistics move by so many times what a train-mode pass moves them; 1.9 has the effect of
+      two passes over the same batch (.81 r + .19 batch).
+
+  Returns:
+    update(student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate) -> (student, metrics);
+    `teacher` or `synthetic_images` may be None, the images are f32[B, H, W, C].
+  """
+
+  def classify(params, features_ND):
+    return model.apply({'params': params}, features_ND, method='classify')
+
+  def update(student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate):
+    num_real = len(labels)
+    images = stack_rows(real_images, synthetic_images)
+    teacher_features = teacher_logits = None
+    if teacher is not None:
+      teacher_features = model.apply(teacher.variables, images, train=False, method='features')
+      teacher_logits = classify(teacher.params, teacher_features)
+    if synthetic_images is not None:
+      choice = jnp.argmax(mask_logits(teacher_logits[num_real:], 0, past), axis=-1)
+      labels = jnp.concatenate([labels, choice.astype(labels.dtype)])
+
+    def objective(params):
+      variables = {'params': params, 'batch_stats': student.batch_stats}
+      features, updates = model.apply(variables, images, train=True, method='features', mutable=['batch_stats'])
+      both = Rows(labels, features, classify(params, features), teacher_features, teacher_logits)
+      view = View(
+          real=jax.tree.map(lambda rows: rows[:num_real], both),
+          synthetic=None if synthetic_images is None else jax.tree.map(lambda rows: rows[num_real:], both),
+          both=both,
+          past=past,
+          seen=seen,
+          num_classes=both.logits.shape[-1],
+          head=lambda features: classify(params, features),
+          teacher_head=None if teacher is None else lambda features: classify(teacher.params, features),
+      )
+      total, metrics = loss(view, hparams)
+      return total, (metrics, updates['batch_stats'])
+
+    gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(student.params)
+    direction, opt_state = optimizer.update(gradients, student.opt_state, student.params)
+    params = optax.apply_updates(student.params, jax.tree.map(lambda d: -learning_rate * d, direction))
+    if statistics_rate != 1.0:
+      move = lambda old, new: old + statistics_rate * (new - old)  # noqa: E731
+      batch_stats = jax.tree.map(move, student.batch_stats, batch_stats)
+    return student.replace(params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
+
+  return update
+
+
+def make_student_step(update, augment, normalise, dream=None):
+  """One step of learning, from uint8 images.
+
+  Args:
+    update: from `make_student_update`.
+    augment: (u8[B, H, W, C], key) -> f32 images in [0, 255].
+    normalise: f32 images in [0, 255] -> f32 in the classifier's pixel space.
+    dream: (generator, latents) -> f32[B, H, W, C], or None for a phase of real images alone.
+
+  Returns:
+    step(student, teacher, generator, batch, key) -> (student, metrics).
+  """
+
+  def step(student, teacher, generator, batch, key):
+    augment_key, latent_key = jax.random.split(key)
+    real = normalise(augment(batch.images, augment_key))
+    synthetic = None
+    if dream is not None:
+      synthetic = dream(generator, jax.random.normal(latent_key, (len(batch.labels), LATENT_SIZE)))
+    return update(student, teacher, real, batch.labels, synthetic, batch.past, batch.seen, batch.learning_rate)
+
+  return step
+
+
+def make_generator_update(model, generator_model, optimizer, *, hparams):
+  """One step of training the generator against the frozen teacher, Eq. 7.
+
+  Returns:
+    update(generator, teacher, latents f32[N, Z], past) -> (generator, metrics).
+  """
+
+  def update(generator, teacher, latents_NZ, past):
+    def objective(params):
+      variables = {'params': params, 'batch_stats': generator.batch_stats}
+      images, updates = generator_model.apply(variables, latents_NZ, train=True, mutable=['batch_stats'])
+      terms = inversion.inversion_terms(
+          model, teacher.variables, images, past, hparams.content_temperature, hparams.blur_sigma
+      )
+      total = inversion.inversion_loss(terms, hparams)
+      return total, ({'loss': total, **terms}, updates['batch_stats'])
+
+    gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(generator.params)
+    updates, opt_state = optimizer.update(gradients, generator.opt_state, generator.params)
+    params = optax.apply_updates(generator.params, updates)
+    return generator.replace(params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
+
+  return update
+
+
+def make_generator_step(update, batch_size):
+  """step(generator, teacher, past, key) -> (generator, metrics), on latents drawn from the key."""
+
+  def step(generator, teacher, past, key):
+    return update(generator, teacher, jax.random.normal(key, (batch_size, LATENT_SIZE)), past)
+
+  return step
+
+
+def make_eval_step(model, normalise):
+  """step(variables, images u8[N, H, W, C]) -> logits f32[N, K] in eval mode, classes not met yet included."""
+
+  def step(variables, images):
+    return model.apply(variables, normalise(images.astype(jnp.float32)), train=False)
+
+  return step

@@ -1,0 +1,314 @@
+"""The task loop."""
+
+import contextlib
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from abd_jax import metrics as metrics_lib
+from abd_jax import report, states
+from abd_jax.checkpoint import Checkpoints, MetricsLog, Preempted, StopSignal, claim_workdir
+from abd_jax.data import TaskSequence, load
+from abd_jax.data.tasks import epoch_order
+from abd_jax.errors import UserError
+from abd_jax.methods import METHODS
+from abd_jax.models import generator_for, make_generator
+from abd_jax.parallel import compile_seconds
+from abd_jax.programs import EVAL_BATCH, programs_for
+from abd_jax.progress import Progress
+from abd_jax.steps import Address, key_at
+
+# Steps of the inversion between two lines of figures: what an epoch is to the student.
+INVERSION_EPOCH = 100
+# The device may lag so many steps behind the loop: enough to keep it busy, little to wait for when asked to stop.
+STEPS_IN_FLIGHT = 2
+
+
+def run(config, workdir, dataset=None):
+  """Trains one method on one sequence of tasks, or goes on where such a run stopped.
+
+  Args:
+    config: a `config.Config` of one method.
+    workdir: where flags.txt, metrics.jsonl, results.json, pictures and checkpoints go.
+    dataset: a `data.Dataset`, when it is not to be loaded as `config` says.
+
+  Returns:
+    The `report.Results`, as in results.json.
+
+  Raises:
+    UserError: something the user can mend, before anything is trained.
+    Preempted: SIGTERM came; everything is saved.
+  """
+  dataset = dataset or load(config.dataset, config.data_dir, config.verify_checksum)
+  tasks = check(config, dataset)
+  workdir = Path(workdir)
+  claim_workdir(config, workdir)
+  with StopSignal() as stop, contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)) as checkpoints:
+    progress = Progress(f'{config.method} seed {config.seed}', config.num_tasks)
+    with contextlib.closing(progress):
+      return _Run(config, workdir, dataset, tasks, checkpoints, stop, progress).execute()
+
+
+def check(config, dataset):
+  """The task sequence of the run.
+
+  Raises:
+    UserError: the config does not fit the data set.
+  """
+  tasks = TaskSequence(
+      dataset, config.num_tasks, num_classes=config.num_classes, seed=config.seed, image_size=config.image_size
+  )
+  sizes = tasks.train_sizes(cumulative=METHODS[config.method].cumulative)
+  if min(sizes) < config.optimisation.batch_size:
+    raise UserError(
+        f'--batch_size={config.optimisation.batch_size} is larger than task {int(np.argmin(sizes)) + 1}, which has'
+        f' {min(sizes)} images.'
+    )
+  if METHODS[config.method].dreams:
+    try:
+      make_generator(config.inversion.generator, tasks.image_shape)
+    except ValueError as error:
+      name = generator_for(config.inversion.generator, tasks.image_shape)
+      raise UserError(f'--generator={name}: {error}. Choose another, or another --image_size.') from None
+  return tasks
+
+
+@dataclasses.dataclass
+class _Record:
+  """Where a run stands and what it has measured: what a checkpoint says in JSON.
+
+  `phase` counts the inversion and the method's phases within a task, `step` within a phase.
+  """
+
+  task: int = 0
+  phase: int = 0
+  step: int = 0
+  holds: list = dataclasses.field(default_factory=list)
+  accuracy_matrix: list = dataclasses.field(default_factory=list)
+  accuracy_matrix_local: list = dataclasses.field(default_factory=list)
+  accuracy_after_task: list = dataclasses.field(default_factory=list)
+  seconds: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train', 'eval', 'compile'), 0.0))
+  steps: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train'), 0))
+
+  @property
+  def place(self):
+    return self.task, self.phase, self.step
+
+
+class _Run:
+  """One run in this process. The states are replaced, never changed; the record is what changes."""
+
+  def __init__(self, config, workdir, dataset, tasks, checkpoints, stop, progress):
+    self._config, self._workdir, self._dataset, self._tasks = config, workdir, dataset, tasks
+    self._checkpoints, self._stop, self._progress = checkpoints, stop, progress
+    self._method = METHODS[config.method]
+    self._programs = programs_for(config, tasks.image_shape, tasks.num_classes, dataset.mean, dataset.std)
+    self._root = jax.random.key(config.seed)
+    self._log = MetricsLog(workdir / 'metrics.jsonl')
+    self._record = _Record()
+    self._student = self._teacher = self._generator = None
+
+  def execute(self):
+    self._restore()
+    record = self._record
+    for task in range(record.task, self._config.stop_after_task or self._config.num_tasks):
+      images, labels = self._load(task)
+      if record.phase == record.step == 0:
+        self._begin(task)
+        self._save()
+      for phase in self._plan(task)[record.phase :]:
+        if phase is None:
+          self._invert(task)
+        else:
+          self._learn(task, phase, images, labels)
+        record.phase, record.step = record.phase + 1, 0
+        self._save()
+      del images, labels  # before the next task's are loaded: nothing of a task outlives it
+      self._evaluate(task)
+      record.task, record.phase, record.step = task + 1, 0, 0
+      self._teacher = None
+      if self._config.inversion.generator_init == 'fresh':
+        self._generator = None
+    self._save()
+    self._checkpoints.wait()
+    return self._results()
+
+  def _plan(self, task):
+    """The phases of a task; None stands for the inversion."""
+    return ((None,) if task and self._method.dreams else ()) + self._method.phases(task)
+
+  # What a task starts with.
+
+  def _load(self, task):
+    """A task's training images and labels on the device, padded so that all tasks have one shape."""
+    images, labels = self._tasks.train(task, cumulative=self._method.cumulative)
+    self._num_images = len(images)
+    missing = self._tasks.largest_train_size(cumulative=self._method.cumulative) - len(images)
+    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    return jax.device_put(images), jax.device_put(np.pad(labels, (0, missing)))
+
+  def _begin(self, task):
+    """Teacher, generator and student as the task finds them; a second call changes nothing."""
+    if task and self._method.teacher:
+      self._teacher = states.freeze(self._student)
+    if task and self._method.dreams and self._generator is None:
+      self._generator = self._programs.init_generator(key_at(self._root, task, Address.GENERATOR_INIT))
+    if task == 0 or self._method.cumulative:
+      self._student = self._programs.init_student(key_at(self._root, task, Address.STUDENT_INIT))
+
+  # The phases.
+
+  def _invert(self, task):
+    """Trains the generator against the teacher, and shows what it dreams."""
+    past = task * self._tasks.classes_per_task
+
+    def advance(step):
+      self._generator, metrics = self._programs.invert(
+          self._generator, self._teacher, past, key_at(self._root, task, Address.INVERSION, step)
+      )
+      return metrics
+
+    self._loop(task, 'inversion', self._config.inversion.inversion_steps, INVERSION_EPOCH, advance)
+    images, labels, confidences = self._programs.preview(
+        self._generator, self._teacher, past, key_at(self._root, task, Address.PREVIEW)
+    )
+    names = [self._dataset.class_names[self._tasks.order[label]] for label in np.asarray(labels)]
+    path = self._workdir / f'synthetic_task{task + 1}.png'
+    report.save_image_grid(path, np.asarray(images), names, np.asarray(confidences))
+
+  def _learn(self, task, phase, images, labels):
+    """One of the method's phases on a task's images."""
+    settings = self._config.optimisation
+    address = Address.LEARN + self._method.phases(task).index(phase)
+    steps_per_epoch = self._num_images // settings.batch_size  # an incomplete last batch is dropped
+    seen = (task + 1) * self._tasks.classes_per_task
+    past = 0 if self._method.cumulative else task * self._tasks.classes_per_task
+    if self._record.step == 0:
+      self._student = self._student.replace(opt_state=self._programs.optimizer.init(self._student.params))
+    order, order_epoch = None, None
+
+    def advance(step):
+      nonlocal order, order_epoch
+      epoch, place = divmod(step, steps_per_epoch)
+      if epoch != order_epoch:
+        order, order_epoch = epoch_order(self._num_images, self._config.seed, task, int(address), epoch), epoch
+      rows = order[place * settings.batch_size : (place + 1) * settings.batch_size].astype(np.int32)
+      rate = settings.learning_rate * 0.1 ** sum(epoch >= mark for mark in settings.decay_at)
+      self._student, metrics = self._programs.learn[phase](
+          self._student, self._teacher, self._generator if phase.dreams else None, images, labels, rows, past, seen, rate,
+          key_at(self._root, task, address, step),
+      )
+      return metrics
+
+    self._loop(task, phase.name, settings.epochs * steps_per_epoch, steps_per_epoch, advance)
+
+  def _loop(self, task, name, total, epoch_steps, advance):
+    """Steps to the end of a phase; saves when it is time, stops when asked."""
+    record = self._record
+    kind = 'inversion' if name == 'inversion' else 'train'
+    recent = []
+    self._progress.begin(task + 1, name, record.step, total)
+    with self._timed(kind) as clock:
+      for step in range(record.step, total):
+        recent.append(advance(step))
+        jax.block_until_ready(recent[-STEPS_IN_FLIGHT:][0])
+        record.step = step + 1
+        record.steps[kind] += 1
+        self._progress.step(step + 1)
+        if (step + 1) % epoch_steps == 0 or step + 1 == total:
+          means = {key: float(np.mean([figures[key] for figures in jax.device_get(recent)])) for key in recent[0]}
+          epoch = step // epoch_steps + 1
+          self._log.write(record.place, task=task + 1, phase=name, epoch=epoch, steps=len(recent), **means)
+          self._progress.epoch(step + 1, means)
+          recent.clear()
+        if self._stop.received or self._checkpoints.due:
+          clock()
+          self._save()
+          if self._stop.received:
+            self._checkpoints.wait()
+            self._progress.say('Told to stop: saved. The same command goes on from here.')
+            raise Preempted
+
+  def _evaluate(self, task):
+    """Adds a row to the accuracy matrices."""
+    record = self._record
+    logits, labels = [], []
+    with self._timed('eval'):
+      for earlier in range(task + 1):
+        images, its_labels = self._tasks.test(earlier)
+        logits.append(self._logits(images))
+        labels.append(its_labels)
+    classes = [self._tasks.classes(earlier) for earlier in range(task + 1)]
+    row, local_row, accuracy = metrics_lib.accuracies_after_task(logits, labels, classes)
+    record.accuracy_matrix.append(row)
+    record.accuracy_matrix_local.append(local_row)
+    record.accuracy_after_task.append(accuracy)
+    self._log.write(record.place, task=task + 1, accuracy=accuracy, accuracy_by_task=row)
+    by_task = ' '.join(f'{value:.1f}' for value in row)
+    self._progress.say(
+        f'{self._config.method} seed {self._config.seed}  task {task + 1}/{self._config.num_tasks}'
+        f'  accuracy {accuracy:.2f} %  by task {by_task}'
+    )
+
+  def _logits(self, images):
+    """f32[M, K]: logits in batches of one size, the last padded."""
+    found = []
+    for start in range(0, len(images), EVAL_BATCH):
+      part = images[start : start + EVAL_BATCH]
+      padded = np.pad(part, ((0, EVAL_BATCH - len(part)), (0, 0), (0, 0), (0, 0)))
+      found.append(np.asarray(self._programs.evaluate(self._student.variables, padded))[: len(part)])
+    return np.concatenate(found)
+
+  # Keeping and accounting.
+
+  @contextlib.contextmanager
+  def _timed(self, kind):
+    """Adds the time inside to the record, compilation apart; the value adds what has passed so far."""
+    since, compiled = time.monotonic(), compile_seconds()
+
+    def clock():
+      nonlocal since, compiled
+      now, compiled_now = time.monotonic(), compile_seconds()
+      self._record.seconds['compile'] += compiled_now - compiled
+      self._record.seconds[kind] += now - since - (compiled_now - compiled)
+      since, compiled = now, compiled_now
+
+    yield clock
+    clock()
+
+  def _states(self):
+    held = {'student': self._student, 'teacher': self._teacher, 'generator': self._generator}
+    return {name: state for name, state in held.items() if state is not None}
+
+  def _save(self):
+    self._record.holds = sorted(self._states())
+    self._checkpoints.save(self._states(), dataclasses.asdict(self._record))
+
+  def _restore(self):
+    """Goes to the latest checkpoint, where there is one."""
+    saved = self._checkpoints.record()
+    if saved is not None:
+      self._record = _Record(**saved)
+      shapes = {'student': jax.eval_shape(self._programs.init_student, self._root)}
+      shapes['teacher'] = states.TeacherState(shapes['student'].params, shapes['student'].batch_stats)
+      if 'generator' in self._record.holds:
+        shapes['generator'] = jax.eval_shape(self._programs.init_generator, self._root)
+      restored = self._checkpoints.states({name: shapes[name] for name in self._record.holds})
+      self._student, self._teacher = restored['student'], restored.get('teacher')
+      self._generator = restored.get('generator')
+      self._progress.say(f'Resuming at task {self._record.task + 1}, step {self._record.step}.')
+    self._log.rewind(self._record.place)
+
+  def _results(self):
+    record = self._record
+    kept = [self._student.params] + ([self._generator.params] if self._generator else [])
+    held = {
+        'parameters': sum(leaf.size for leaf in jax.tree.leaves(kept)),
+        'images': int(sum(self._tasks.train_sizes()[: record.task - 1])) if self._method.cumulative else 0,
+    }
+    results = report.make_results(self._config, self._dataset, self._tasks, record, held)
+    results.save(self._workdir / 'results.json')
+    return results
