@@ -22,6 +22,15 @@ def compile_seconds():
   return _compile_seconds
 
 
+def compiler_options():
+  """What the backend is better told.
+
+  On CPU the YNNPACK kernels that XLA prefers by default halve the speed of 3x3 convolutions: 4.3 ms against 2.2 ms for
+  32 images of 8x8x128 to 64 channels on two cores, forwards and backwards alike.
+  """
+  return {'xla_cpu_experimental_ynn_fusion_type': ''} if jax.default_backend() == 'cpu' else None
+
+
 class CompiledStep:
   """A jitted step that knows how often it was traced: once a run is what the masks are for."""
 
@@ -32,7 +41,7 @@ class CompiledStep:
       return step(*args)
 
     self.traces = 0
-    self._call = jax.jit(traced, donate_argnums=donate)
+    self._call = jax.jit(traced, donate_argnums=donate, compiler_options=compiler_options())
 
   def __call__(self, *args):
     return self._call(*args)

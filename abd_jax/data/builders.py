@@ -59,11 +59,12 @@ def _read_split(builder, split):
   source = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
   images = np.empty((len(source), 32, 32, 3), np.uint8)
   labels = np.empty(len(source), np.int64)
-  for record in source:
-    name = record['id'].decode() if isinstance(record['id'], bytes) else str(record['id'])
-    index = int(name.rsplit('_', 1)[1])
-    images[index] = np.asarray(Image.open(io.BytesIO(record['image'])))
-    labels[index] = record['label']
+  for start in range(0, len(source), 1000):  # a thousand at a call: one by one takes twice the time
+    for record in source.__getitems__(range(start, min(start + 1000, len(source)))):
+      name = record['id'].decode() if isinstance(record['id'], bytes) else str(record['id'])
+      index = int(name.rsplit('_', 1)[1])
+      images[index] = np.asarray(Image.open(io.BytesIO(record['image'])))
+      labels[index] = record['label']
   return images, labels
 
 

@@ -3,14 +3,40 @@
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from abd_jax.models.resnet import uniform_within
 
+_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
-def _upsample(images_NHWC):
-  """Nearest-neighbour doubling of both sides."""
-  return jnp.repeat(jnp.repeat(images_NHWC, 2, axis=1), 2, axis=2)
+
+class UpsampledConv(nn.Module):
+  """Nearest-neighbour doubling of both sides, then a 3x3 convolution with a border of zeros.
+
+  Of the nine taps, those that fall on copies of one pixel are added up beforehand: each of the four pixels that come of
+  one is a 2x2 convolution of the small image, 16 products where the doubled image would take 36.
+  """
+
+  features: int
+
+  @nn.compact
+  def __call__(self, images_NHWC):
+    batch, height, width, channels = images_NHWC.shape
+    bound = (9 * channels) ** -0.5  # U(+-1 / sqrt(fan_in)) for weight and bias
+    kernel = self.param('kernel', uniform_within(bound), (3, 3, channels, self.features))
+    bias = self.param('bias', uniform_within(bound), (self.features,))
+    # An even row sees the row above it and, twice, its own; an odd row its own twice, then the row below. So columns.
+    rows = jnp.stack([kernel[0], kernel[1] + kernel[2]]), jnp.stack([kernel[0] + kernel[1], kernel[2]])
+    parts = []
+    for odd_row, taps in enumerate(rows):
+      columns = (taps[:, 0], taps[:, 1] + taps[:, 2]), (taps[:, 0] + taps[:, 1], taps[:, 2])
+      for odd_column, pair in enumerate(columns):
+        border = ((1 - odd_row, odd_row), (1 - odd_column, odd_column))
+        small = jnp.stack(pair, axis=1)
+        parts.append(jax.lax.conv_general_dilated(images_NHWC, small, (1, 1), border, dimension_numbers=_LAYOUT))
+    parts = jnp.stack(parts).reshape(2, 2, batch, height, width, self.features)
+    return parts.transpose(2, 3, 0, 4, 1, 5).reshape(batch, 2 * height, 2 * width, self.features) + bias
 
 
 class Generator(nn.Module):
@@ -44,24 +70,25 @@ class Generator(nn.Module):
     factor = 2 ** len(self.stage_widths)
     small = (height // factor, width // factor, self.stem_width)
 
-    def layer(make, fan_in, **kwargs):
-      # U(+-1 / sqrt(fan_in)) for weight and bias: a variance of 1 / (3 fan_in).
-      return make(
-          kernel_init=nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
-          bias_init=uniform_within(fan_in**-0.5),
-          **kwargs,
-      )
-
-    def conv(inputs, features, name):
-      make = functools.partial(nn.Conv, features, (3, 3), padding=((1, 1), (1, 1)))
-      return layer(make, 9 * inputs.shape[-1], name=name)(inputs)
-
-    stem = functools.partial(nn.Dense, small[0] * small[1] * small[2])
-    x = layer(stem, latents_NZ.shape[-1], name='stem')(latents_NZ)
-    x = norm(epsilon=1e-5, name='bn0')(x.reshape(-1, *small))
+    # U(+-1 / sqrt(fan_in)) is a variance of 1 / (3 fan_in).
+    kernel_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+    stem = nn.Dense(
+        small[0] * small[1] * small[2],
+        kernel_init=kernel_init,
+        bias_init=uniform_within(latents_NZ.shape[-1] ** -0.5),
+        name='stem',
+    )
+    x = norm(epsilon=1e-5, name='bn0')(stem(latents_NZ).reshape(-1, *small))
     for stage, features in enumerate(self.stage_widths, start=1):
-      x = conv(_upsample(x), features, f'conv{stage}')
+      x = UpsampledConv(features, name=f'conv{stage}')(x)
       x = norm(epsilon=0.8, name=f'bn{stage}')(x)
       x = nn.leaky_relu(x, 0.2)
-    x = jnp.tanh(conv(x, channels, 'conv_out'))
-    return norm(epsilon=1e-5, use_bias=False, use_scale=False, name='bn_out')(x)
+    last = nn.Conv(
+        channels,
+        (3, 3),
+        padding=((1, 1), (1, 1)),
+        kernel_init=kernel_init,
+        bias_init=uniform_within((9 * x.shape[-1]) ** -0.5),
+        name='conv_out',
+    )
+    return norm(epsilon=1e-5, use_bias=False, use_scale=False, name='bn_out')(jnp.tanh(last(x)))
