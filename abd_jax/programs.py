@@ -1,24 +1,57 @@
-"""Everything that one run compiles, built once for all its tasks, and shared by runs that differ in the seed alone."""
+"""Everything that a run compiles, each program built once for all runs that need the same one.
+
+A program is cached by what it depends on, so that runs of several seeds and methods in one process share compilations.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from abd_jax import inversion, states, steps
-from abd_jax.config import Config, with_values
 from abd_jax.data.augment import make_augment, make_normalise
 from abd_jax.losses import mask_logits
 from abd_jax.methods import METHODS
+from abd_jax.methods.interface import Phase
 from abd_jax.models import make_generator, make_student
 from abd_jax.parallel import CompiledStep, compile_step
 
 EVAL_BATCH = 250
 PREVIEW_IMAGES = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """What the networks of a run look like.
+
+  Attributes:
+    student, generator: names in `models`; the generator is None for a method that does not dream.
+    image_shape: (H, W, C).
+    num_classes: of the head.
+    mean, std: per channel, what images are standardised by.
+  """
+
+  student: str
+  generator: str | None
+  image_shape: tuple[int, int, int]
+  num_classes: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  @property
+  def classifier(self):
+    return make_student(self.student, self.num_classes)
+
+  @property
+  def dreamer(self):
+    return make_generator(self.generator, self.image_shape)
+
+  @property
+  def normalise(self):
+    return make_normalise(self.mean, self.std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,66 +71,103 @@ class Programs:
   """
 
   init_student: Callable
-  init_generator: Callable
+  init_generator: Callable | None
   optimizer: optax.GradientTransformation
-  learn: dict[Any, CompiledStep]
-  invert: CompiledStep
-  preview: CompiledStep
+  learn: dict[Phase, CompiledStep]
+  invert: CompiledStep | None
+  preview: CompiledStep | None
   evaluate: CompiledStep
 
   def traces(self):
     """How often each step was traced: {name: count}."""
-    counts = {f'learn {i}: {phase.loss.__name__}': step.traces for i, (phase, step) in enumerate(self.learn.items())}
-    return {**counts, 'invert': self.invert.traces, 'evaluate': self.evaluate.traces}
+    steps_by_name = {f'learn: {phase.loss.__name__}': step for phase, step in self.learn.items()}
+    steps_by_name.update({'invert': self.invert, 'preview': self.preview, 'evaluate': self.evaluate})
+    return {name: step.traces for name, step in steps_by_name.items() if step is not None}
 
 
-def programs_for(config, image_shape, num_classes, mean, std):
-  """The `Programs` of a run; runs that differ only in seed, directories and tasks share theirs."""
-  same = {name: getattr(Config(), name) for name in (
-      'dataset', 'data_dir', 'verify_checksum', 'workdir', 'num_tasks', 'num_classes', 'stop_after_task', 'image_size',
-      'seed', 'seeds', 'checkpoint_seconds', 'resume')}
-  return _programs(with_values(config, same), tuple(image_shape), num_classes, tuple(mean), tuple(std))
-
-
-@functools.lru_cache(maxsize=4)
-def _programs(config, image_shape, num_classes, mean, std):
+def programs_for(config, tasks, dataset):
+  """The `Programs` of a run of `config` on a `TaskSequence` of a `Dataset`."""
   method = METHODS[config.method]
-  model = make_student(config.student, num_classes)
-  normalise = make_normalise(mean, std)
-  augment = make_augment(config.augmentation)
-  optimizer = states.student_optimizer(config.optimisation)
-  dreamer = make_generator(config.inversion.generator, image_shape) if method.dreams else None
-  generator_optimizer = states.generator_optimizer(config.inversion)
+  generator = config.inversion.generator if method.dreams else None
+  networks = Networks(
+      config.student, generator, tasks.image_shape, tasks.num_classes, tuple(dataset.mean), tuple(dataset.std)
+  )
+  phases = dict.fromkeys(method.first + method.later)
+  invert = {'init_generator': None, 'invert': None, 'preview': None}
+  if method.dreams:
+    invert = {
+        'init_generator': _init_generator(networks, config.inversion),
+        'invert': _invert(networks, config.inversion, config.optimisation.batch_size),
+        'preview': _preview(networks),
+    }
+  return Programs(
+      init_student=_init_student(networks, config.optimisation),
+      optimizer=states.student_optimizer(config.optimisation),
+      learn={p: _learn(p, networks, config.optimisation, config.augmentation, config.hparams) for p in phases},
+      evaluate=_evaluate(dataclasses.replace(networks, generator=None)),
+      **invert,
+  )
 
-  def dream(generator, latents):
-    return inversion.sample(dreamer, generator, latents)
 
-  def learn(phase):
-    # 1.9: two passes over the same batch leave .81 r + .19 batch. The first task has one pass in the authors' code too.
-    rate = 1.9 if config.optimisation.bn_double_update and phase.dreams else 1.0
-    update = steps.make_student_update(model, optimizer, phase.loss, hparams=config.hparams, statistics_rate=rate)
-    step = steps.make_student_step(update, augment, normalise, dream if phase.dreams else None)
+def clear():
+  """Forgets every program, so that the next run traces its own."""
+  for build in (_init_student, _init_generator, _learn, _invert, _preview, _evaluate):
+    build.cache_clear()
 
-    def on_task(student, teacher, generator, images, labels, rows, past, seen, learning_rate, key):
-      batch = steps.Batch(images[rows], labels[rows], past, seen, learning_rate)
-      return step(student, teacher, generator, batch, key)
 
-    return compile_step(on_task, donate=(0,))
+_cached = functools.lru_cache(maxsize=16)
 
-  update = steps.make_generator_update(model, dreamer, generator_optimizer, hparams=config.inversion)
 
+@_cached
+def _init_student(networks, optimisation):
+  optimizer = states.student_optimizer(optimisation)
+  return jax.jit(functools.partial(states.init_student, networks.classifier, optimizer, networks.image_shape))
+
+
+@_cached
+def _init_generator(networks, hparams):
+  return jax.jit(functools.partial(states.init_generator, networks.dreamer, states.generator_optimizer(hparams)))
+
+
+@_cached
+def _learn(phase, networks, optimisation, augmentation, hparams):
+  # 1.9: two passes over the same batch leave .81 r + .19 batch. The first task has one pass in the authors' code too.
+  rate = 1.9 if optimisation.bn_double_update and phase.dreams else 1.0
+  optimizer = states.student_optimizer(optimisation)
+  update = steps.make_student_update(
+      networks.classifier, optimizer, phase.loss, hparams=hparams, statistics_rate=rate
+  )
+  dream = functools.partial(inversion.sample, networks.dreamer) if phase.dreams else None
+  step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream)
+
+  def learn(student, teacher, generator, images, labels, rows, past, seen, learning_rate, key):
+    batch = steps.Batch(images[rows], labels[rows], past, seen, learning_rate)
+    return step(student, teacher, generator, batch, key)
+
+  return compile_step(learn, donate=(0,))
+
+
+@_cached
+def _invert(networks, hparams, batch_size):
+  update = steps.make_generator_update(
+      networks.classifier, networks.dreamer, states.generator_optimizer(hparams), hparams=hparams
+  )
+  return compile_step(steps.make_generator_step(update, batch_size), donate=(0,))
+
+
+@_cached
+def _preview(networks):
   def preview(generator, teacher, past, key):
-    images = dream(generator, jax.random.normal(key, (PREVIEW_IMAGES, states.LATENT_SIZE)))
-    logits = mask_logits(model.apply(teacher.variables, images, train=False), 0, past)
-    pixels = jnp.clip(jnp.round(255 * (images * jnp.asarray(std) + jnp.asarray(mean))), 0, 255).astype(jnp.uint8)
+    latents = jax.random.normal(key, (PREVIEW_IMAGES, states.LATENT_SIZE))
+    images = inversion.sample(networks.dreamer, generator, latents)
+    logits = mask_logits(networks.classifier.apply(teacher.variables, images, train=False), 0, past)
+    pixels = 255 * (images * jnp.asarray(networks.std) + jnp.asarray(networks.mean))
+    pixels = jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
     return pixels, jnp.argmax(logits, axis=-1), jnp.max(jax.nn.softmax(logits), axis=-1)
 
-  return Programs(
-      init_student=jax.jit(lambda key: states.init_student(model, optimizer, image_shape, key)),
-      init_generator=jax.jit(lambda key: states.init_generator(dreamer, generator_optimizer, key)),
-      optimizer=optimizer,
-      learn={phase: learn(phase) for phase in dict.fromkeys(method.first + method.later)},
-      invert=compile_step(steps.make_generator_step(update, config.optimisation.batch_size), donate=(0,)),
-      preview=compile_step(preview),
-      evaluate=compile_step(steps.make_eval_step(model, normalise)),
-  )
+  return compile_step(preview)
+
+
+@_cached
+def _evaluate(networks):
+  return compile_step(steps.make_eval_step(networks.classifier, networks.normalise))

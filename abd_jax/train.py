@@ -105,7 +105,7 @@ class _Run:
     self._config, self._workdir, self._dataset, self._tasks = config, workdir, dataset, tasks
     self._checkpoints, self._stop, self._progress = checkpoints, stop, progress
     self._method = METHODS[config.method]
-    self._programs = programs_for(config, tasks.image_shape, tasks.num_classes, dataset.mean, dataset.std)
+    self._programs = programs_for(config, tasks, dataset)
     self._root = jax.random.key(config.seed)
     self._log = MetricsLog(workdir / 'metrics.jsonl')
     self._record = _Record()
