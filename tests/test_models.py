@@ -1,0 +1,84 @@
+"""Shapes, sizes and initial weights of the networks."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abd_jax.models import generator_for, make_generator, make_student
+from abd_jax.models.generator import UpsampledConv
+from abd_jax.states import LATENT_SIZE
+
+
+def parameters(model, example):
+  shapes = jax.eval_shape(lambda key: model.init(key, example, train=False), jax.random.key(0))
+  return sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
+
+
+@pytest.mark.parametrize('name, side, expected', [('cifar', 32, 8423939), ('tiny', 64, 8571779), ('imagenet', 224, 3326275)])
+def test_generator_sizes(name, side, expected):
+  assert parameters(make_generator(name, (side, side, 3)), jnp.zeros((1, LATENT_SIZE))) == expected
+
+
+@pytest.mark.parametrize('name, layers', [('resnet8', 8), ('resnet20', 20), ('resnet32', 32)])
+def test_resnet_depth_and_size(name, layers):
+  # 3 -> 16, then n blocks a stage of two convolutions, each convolution with a BatchNorm; 64 -> 100 with bias.
+  n = (layers - 2) // 6
+  convs = 27 * 16 + (2 * n) * 9 * 16 * 16 + 9 * 16 * 32 + (2 * n - 1) * 9 * 32 * 32 + 9 * 32 * 64 + (2 * n - 1) * 9 * 64 * 64
+  norms = 2 * (16 + 2 * n * (16 + 32 + 64))
+  assert parameters(make_student(name, 100), jnp.zeros((1, 32, 32, 3))) == convs + norms + 64 * 100 + 100
+
+
+def test_resnet_logits_are_the_head_on_the_features():
+  model = make_student('resnet8', 7)
+  images = jax.random.normal(jax.random.key(1), (3, 8, 8, 1))
+  variables = model.init(jax.random.key(0), images, train=False)
+  features = model.apply(variables, images, train=False, method='features')
+  chex.assert_shape(features, (3, 64))
+  logits = model.apply(variables, features, method='classify')
+  chex.assert_trees_all_equal(logits, model.apply(variables, images, train=False))
+  chex.assert_shape(logits, (3, 7))
+
+
+def test_initial_weights():
+  model = make_student('resnet8', 1000)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)['params']
+  # N(0, 2 / fan_in): 9 * 64 for the last convolution, 64 for the head; bias within 1/8.
+  np.testing.assert_allclose(np.std(params['layer3_0']['conv2']['kernel']), (2 / (9 * 64)) ** 0.5, rtol=0.02)
+  np.testing.assert_allclose(np.std(params['head']['kernel']), (2 / 64) ** 0.5, rtol=0.02)
+  bias = np.asarray(params['head']['bias'])
+  assert -0.125 <= bias.min() < -0.12 and 0.12 < bias.max() <= 0.125
+  generator = make_generator('cifar', (8, 8, 1))
+  params = generator.init(jax.random.key(0), jnp.zeros((1, LATENT_SIZE)), train=False)['params']
+  for name, fan_in in {'stem': LATENT_SIZE, 'conv1': 9 * 128, 'conv2': 9 * 128, 'conv_out': 9 * 64}.items():
+    for leaf in ('kernel', 'bias'):
+      values = np.abs(np.asarray(params[name][leaf]))
+      assert 0.85 * fan_in**-0.5 * (leaf == 'kernel') < values.max() <= fan_in**-0.5 * 1.0001, (name, leaf)
+
+
+def test_upsampled_convolution_is_doubling_then_convolution():
+  small = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
+  layer = UpsampledConv(6)
+  variables = layer.init(jax.random.key(1), small)
+  doubled = jnp.repeat(jnp.repeat(small, 2, axis=1), 2, axis=2)
+  expected = nn.Conv(6, (3, 3), padding=((1, 1), (1, 1))).apply(variables, doubled)
+  chex.assert_trees_all_close(layer.apply(variables, small), expected, atol=1e-5)
+
+
+def test_generator_fits_any_multiple_of_four_and_any_channels():
+  for shape in ((8, 8, 1), (12, 20, 5)):
+    model = make_generator('cifar', shape)
+    images, _ = jax.eval_shape(
+        lambda key, model=model: model.init_with_output(key, jnp.zeros((2, LATENT_SIZE)), train=True), jax.random.key(0)
+    )
+    assert images.shape == (2, *shape)
+  with pytest.raises(ValueError, match='10x10 cannot be generated: both sides must be multiples of 4'):
+    make_generator('cifar', (10, 10, 3))
+
+
+def test_generator_is_chosen_by_size():
+  chosen = [generator_for('auto', (side, side, 3)) for side in (48, 52, 96, 100)]
+  assert chosen == ['cifar', 'tiny', 'tiny', 'imagenet']
+  assert generator_for('cifar', (224, 224, 3)) == 'cifar'
