@@ -1,0 +1,72 @@
+"""What a user meets at the prompt: sentences, exit statuses, and a run from a flagfile."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*command):
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize('arguments, sentence', [
+    (['--epoch_count=3'], "Unknown command line flag 'epoch_count'"),
+    (['--epochs=many'], 'flag --epochs=many'),
+    (['--method=abc'], '--method=abc is not one of upper_bound, base, deep_inversion, abd.'),
+    (['--num_tasks=3'], '10 classes cannot be split evenly over --num_tasks=3.'),
+    (['--batch_size=1000'], '--batch_size=1000 is larger than task'),
+    (['--workdir=/proc/run'], '--workdir=/proc/run/abd/seed0 cannot be written: '),
+    (['--flagfile=nowhere.flags'], 'nowhere.flags'),
+    (['--dataset=npz:nowhere.npz'], 'There is no file nowhere.npz.'),
+    (['epochs=3'], 'Unexpected argument epochs=3: flags are written --name=value.'),
+])
+def test_what_the_user_can_mend_gets_a_sentence_and_status_2(arguments, sentence):
+  process = run('experiments/digits.py', *arguments)
+  assert process.returncode == 2, process.stderr
+  assert sentence in process.stderr and 'Traceback' not in process.stderr
+  assert 'step' not in process.stdout  # before any training
+
+
+def test_cifar100_that_is_nowhere_names_the_places_looked_at(tmp_path):
+  (tmp_path / 'cifar-100-binary.tar.gz').write_bytes(b'half of it')
+  process = run('experiments/cifar100.py', f'--data_dir={tmp_path}', '--flagfile=experiments/flags/cifar100_mini.flags')
+  assert process.returncode == 2 and 'SHA-256' in process.stderr and 'Traceback' not in process.stderr
+
+
+def test_a_comparison_ends_in_a_table_and_pictures(tmp_path):
+  process = run(
+      'experiments/digits.py', f'--workdir={tmp_path}', '--method=abd,base', '--num_classes=4', '--num_tasks=2', '--epochs=1',
+      '--inversion_steps=2', '--decay_at=',
+  )
+  assert process.returncode == 0, process.stderr
+  assert '| abd | 0 |' in process.stdout and '| base | 0 |' in process.stdout
+  assert (tmp_path / 'abd' / 'seed0' / 'synthetic_task2.png').stat().st_size > 1000
+  assert (tmp_path / 'base' / 'seed0' / 'results.json').exists()
+  table = run('-m', 'abd_jax.report', str(tmp_path / 'abd' / 'seed0'), str(tmp_path / 'base' / 'seed0' / 'results.json'))
+  assert table.returncode == 0 and '| base | 0 |' in table.stdout
+  nothing = run('-m', 'abd_jax.report', str(tmp_path))
+  assert nothing.returncode == 2 and 'cannot be read' in nothing.stderr
+
+
+def test_importing_and_training_from_arrays_needs_none_of_the_lazy_packages(tmp_path):
+  program = f"""
+import sys
+for name in ('tensorflow_datasets', 'sklearn', 'PIL', 'rich', 'tensorflow', 'torch', 'importlib_resources', 'tensorboardX'):
+  sys.modules[name] = None  # importing it now raises
+import numpy as np
+from abd_jax import config, data, train
+from abd_jax.data.sources import Dataset
+images = np.zeros((8, 8, 8, 1), np.uint8)
+labels = np.arange(8) % 2
+dataset = Dataset('mine', images, labels, images, labels, ('a', 'b'), (0.5,), (0.5,))
+c = config.with_values(config.Config(), dict(method='base', num_tasks=1, student='resnet8', epochs=1, batch_size=4))
+print(train.run(c, {str(tmp_path)!r}, dataset).final_accuracy)
+"""
+  process = run('-c', program)
+  assert process.returncode == 0, process.stderr

@@ -1,0 +1,100 @@
+"""Flags and configs are one thing said in two ways."""
+
+import dataclasses
+
+import pytest
+from absl import flags
+
+from abd_jax import config
+from abd_jax.config import Config
+from abd_jax.errors import UserError
+
+
+def parsed(*arguments, defaults=Config()):  # noqa: B008
+  values = flags.FlagValues()
+  config.define_flags(defaults, values)
+  values(['', *arguments])
+  return config.config_from_flags(defaults, values)
+
+
+def test_no_flags_give_the_defaults():
+  assert parsed() == Config()
+  mine = Config(dataset='cifar100', seeds=(1, 2), optimisation=config.Optimisation(epochs=7))
+  assert parsed(defaults=mine) == mine
+
+
+def test_every_leaf_is_a_flag_of_its_own_name():
+  names = [leaf.name for leaf in config.leaves(Config())]
+  assert len(names) == len(set(names))
+  for name in ('method', 'epochs', 'crop_padding', 'inversion_steps', 'finetune_weight', 'checkpoint_seconds'):
+    assert name in names
+
+
+def test_flags_reach_their_groups():
+  c = parsed('--method=base', '--epochs=3', '--decay_at=1,2', '--nocolor_jitter', '--blur_sigma=2', '--finetune_classes=all')
+  assert (c.method, c.optimisation.epochs, c.optimisation.decay_at) == ('base', 3, (1, 2))
+  assert (c.augmentation.color_jitter, c.inversion.blur_sigma, c.hparams.finetune_classes) == (False, 2.0, 'all')
+
+
+def test_a_flagfile_replays_a_config(tmp_path):
+  c = with_everything_changed()
+  path = tmp_path / 'flags.txt'
+  path.write_text(config.to_flagfile(c))
+  assert config.from_flagfile(path) == c
+
+
+def with_everything_changed():
+  changes = {}
+  for leaf in config.leaves(Config()):
+    choices = leaf.field.metadata['choices']
+    if choices:
+      changes[leaf.name] = next(choice for choice in choices if choice != leaf.value)
+    elif isinstance(leaf.value, bool):
+      changes[leaf.name] = not leaf.value
+    elif isinstance(leaf.value, tuple):
+      changes[leaf.name] = (3, 5)
+    elif isinstance(leaf.value, str):
+      changes[leaf.name] = leaf.value + ' x'
+    else:
+      changes[leaf.name] = leaf.value + 1
+  return config.with_values(Config(), {**changes, 'stop_after_task': 2})
+
+
+def test_what_makes_another_run_and_what_does_not():
+  c = Config()
+  assert config.differing_flag(c, dataclasses.replace(c, workdir='elsewhere', checkpoint_seconds=1.0, stop_after_task=2)) is None
+  assert config.differing_flag(c, config.with_values(c, {'learning_rate': 0.2})) == 'learning_rate'
+
+
+@pytest.mark.parametrize('argument, sentence', [
+    ('--method=abc', '--method=abc is not one of upper_bound, base, deep_inversion, abd.'),
+    ('--method=abd,abc', '--method=abc is not one of upper_bound, base, deep_inversion, abd.'),
+    ('--student=resnet9', '--student=resnet9 is not one of resnet8, resnet20, resnet32.'),
+    ('--epochs=0', '--epochs=0 must be at least 1.'),
+    ('--learning_rate=0', '--learning_rate=0.0 must be above 0.'),
+    ('--learning_rate=nan', '--learning_rate=nan must be above 0.'),
+    ('--seeds=0,x', '--seeds=0,x must be whole numbers with commas between them.'),
+    ('--stop_after_task=9', '--stop_after_task=9 is more than --num_tasks=5.'),
+    ('--resume=maybe', '--resume=maybe is not one of auto, never.'),
+    ('--seed=-1', '--seed=-1 must be at least 0.'),
+])
+def test_values_out_of_range(argument, sentence):
+  with pytest.raises(UserError) as refusal:
+    parsed(argument)
+  assert str(refusal.value) == sentence
+
+
+def test_every_flagfile_of_the_experiments_is_read():
+  from pathlib import Path
+
+  folder = Path(__file__).parent.parent / 'experiments' / 'flags'
+  files = sorted(folder.glob('*.flags'))
+  assert len(files) >= 9
+  for path in files:
+    assert path.read_text().startswith('# '), path
+    config.from_flagfile(path)
+  ten = config.from_flagfile(folder / 'cifar100_10_abd.flags')
+  assert (ten.num_tasks, ten.optimisation, ten.student) == (10, config.Optimisation(), 'resnet32')
+  authors = config.from_flagfile(folder / 'cifar100_20_abd_authors.flags')
+  assert authors.num_tasks == 20 and authors.hparams.finetune_classes == 'all'
+  assert authors.inversion.generator_init == 'warm' and authors.inversion.inversion_steps == 10000

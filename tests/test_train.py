@@ -1,0 +1,262 @@
+"""Five tasks of digits on a schedule of a few steps: the loop, its accounting, its promises."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from abd_jax import checkpoint, config, data, programs, report, states, train
+from abd_jax.checkpoint import Checkpoints, Preempted, StopSignal
+from abd_jax.config import with_values
+from abd_jax.errors import UserError
+
+TINY = with_values(
+    config.Config(),
+    dict(
+        method='abd', num_tasks=5, student='resnet8', batch_size=32, epochs=1, decay_at=(), inversion_steps=3,
+        color_jitter=False, flip=False, crop_padding=1,
+    ),
+)
+
+
+@pytest.fixture(scope='module')
+def dataset():
+  return data.load('digits')
+
+
+def final_states(workdir):
+  """The arrays of a finished run's last checkpoint, by path."""
+  folder = max((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+  import orbax.checkpoint as ocp
+
+  return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(folder.resolve() / 'states'))
+
+
+@pytest.fixture(scope='module')
+def whole_run(dataset, tmp_path_factory):
+  """An uninterrupted run, with every teacher as it was frozen and as it was left."""
+  workdir = tmp_path_factory.mktemp('whole')
+  teachers, freeze = [], states.freeze
+
+  def recording_freeze(student):
+    teacher = freeze(student)
+    teachers.append((teacher, jax.tree.map(np.array, teacher)))
+    return teacher
+
+  programs.clear()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(states, 'freeze', recording_freeze)
+    results = train.run(TINY, workdir, dataset)
+  sequence = train.check(TINY, dataset)
+  return workdir, results, teachers, programs.programs_for(TINY, sequence, dataset).traces()
+
+
+def test_each_compiled_step_is_traced_exactly_once(whole_run):
+  *_, traces = whole_run
+  assert traces == {'learn: first_loss': 1, 'learn: abd_loss': 1, 'invert': 1, 'preview': 1, 'evaluate': 1}
+
+
+def test_the_teacher_is_bit_identical_after_the_task(whole_run):
+  _, _, teachers, _ = whole_run
+  assert len(teachers) == 4
+  for teacher, as_frozen in teachers:
+    chex.assert_trees_all_equal(teacher, as_frozen)
+
+
+def test_results_hold_what_is_promised(whole_run):
+  workdir, results, *_ = whole_run
+  stored = json.loads((workdir / 'results.json').read_text())
+  assert stored == json.loads(json.dumps(dataclasses.asdict(results)))
+  assert (stored['method'], stored['dataset'], stored['student'], stored['num_tasks']) == ('abd', 'digits', 'resnet8', 5)
+  matrix = np.array(stored['accuracy_matrix'], float)
+  assert matrix.shape == (5, 5) and np.array_equal(np.isnan(matrix), np.triu(np.ones((5, 5), bool), 1))
+  assert stored['final_accuracy'] == stored['accuracy_after_task'][-1]
+  assert stored['average_accuracy'] == pytest.approx(np.mean(stored['accuracy_after_task']))
+  assert set(stored['seconds']) == {'inversion', 'train', 'eval', 'compile', 'total'}
+  assert stored['seconds']['total'] == pytest.approx(sum(v for k, v in stored['seconds'].items() if k != 'total'), abs=0.01)
+  # ResNet-8: the parameters of one classifier are kept between tasks, and no image.
+  student = sum(leaf.size for leaf in jax.tree.leaves(final_states(workdir)['student']['params']))
+  assert stored['memory_held'] == {'parameters': student, 'images': 0}
+  assert stored['peak_memory_bytes'] > 10**8 and stored['config']['epochs'] == 1 and stored['versions']['jax']
+
+
+def test_the_workdir_holds_what_is_promised(whole_run):
+  workdir, *_ = whole_run
+  assert config.from_flagfile(workdir / 'flags.txt') == TINY
+  assert {path.name for path in workdir.iterdir()} == {
+      'flags.txt', 'metrics.jsonl', 'results.json', 'checkpoints', *(f'synthetic_task{n}.png' for n in range(2, 6))
+  }
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['at'] for line in lines] == sorted(line['at'] for line in lines)
+  inversion = [line for line in lines if line.get('phase') == 'inversion']
+  assert len(inversion) == 4 and {'content', 'diversity', 'statistics', 'smoothness', 'loss'} <= set(inversion[0])
+  assert [line['accuracy'] for line in lines if 'accuracy' in line] == whole_run[1].accuracy_after_task
+
+
+def test_a_finished_run_is_not_run_again(whole_run, dataset, monkeypatch):
+  workdir, results, *_ = whole_run
+  monkeypatch.setattr(train._Run, '_learn', lambda *args: pytest.fail('it learned again'))
+  again = train.run(TINY, workdir, dataset)
+  assert again.accuracy_matrix == results.accuracy_matrix
+
+
+class StopAfter(StopSignal):
+  """A stop signal that comes after so many steps of the run."""
+
+  def __init__(self, steps):
+    self._left = steps
+    self._previous = None
+
+  @property
+  def received(self):
+    self._left -= 1
+    return self._left <= 0
+
+  @received.setter
+  def received(self, value):
+    pass
+
+
+@pytest.mark.parametrize('generator_init', ['fresh', 'warm'])
+def test_stopped_runs_resume_bit_identically(whole_run, dataset, tmp_path, monkeypatch, generator_init):
+  tiny = with_values(TINY, {'generator_init': generator_init})
+  workdir, results, *_ = whole_run
+  if generator_init == 'warm':
+    workdir = tmp_path / 'whole'
+    results = train.run(tiny, workdir, dataset)
+  # 8 steps a task of learning and 3 of inversion: 5, 11, 12 ... stop in the middle of both, and after the last of one.
+  for steps in (5, 5, 2, 7, 13, 1):
+    monkeypatch.setattr(train, 'StopSignal', lambda steps=steps: StopAfter(steps))
+    with pytest.raises(Preempted) as stopped:
+      train.run(tiny, tmp_path / 'stopped', dataset)
+    assert stopped.value.code == 75
+  monkeypatch.setattr(train, 'StopSignal', StopSignal)
+  resumed = train.run(tiny, tmp_path / 'stopped', dataset)
+  assert resumed.accuracy_matrix == results.accuracy_matrix
+  chex.assert_trees_all_equal(final_states(tmp_path / 'stopped'), final_states(workdir))
+  logs = [(folder / 'metrics.jsonl').read_text().splitlines() for folder in (tmp_path / 'stopped', workdir)]
+  assert [json.loads(line)['at'] for line in logs[0]] == [json.loads(line)['at'] for line in logs[1]]
+
+
+def test_a_run_stopped_after_a_task_goes_on_when_told_further(whole_run, dataset, tmp_path):
+  workdir, results, *_ = whole_run
+  part = train.run(with_values(TINY, {'stop_after_task': 2}), tmp_path, dataset)
+  assert part.accuracy_matrix == [row[:2] for row in results.accuracy_matrix[:2]]
+  rest = train.run(TINY, tmp_path, dataset)
+  assert rest.accuracy_matrix == results.accuracy_matrix
+  chex.assert_trees_all_equal(final_states(tmp_path), final_states(workdir))
+
+
+@pytest.mark.parametrize('method', ['base', 'deep_inversion', 'upper_bound'])
+def test_the_other_methods_run_with_one_trace_a_step(method, dataset, tmp_path):
+  programs.clear()
+  config_ = with_values(TINY, {'method': method, 'num_tasks': 5, 'stop_after_task': 3})
+  results = train.run(config_, tmp_path, dataset)
+  assert set(programs.programs_for(config_, train.check(config_, dataset), dataset).traces().values()) == {1}
+  assert len(results.accuracy_matrix) == 3
+  # What is kept: the upper bound alone keeps images, those of all tasks before the last.
+  kept = train.check(config_, dataset).train_sizes()[:2].sum() if method == 'upper_bound' else 0
+  assert results.memory_held['images'] == kept
+
+
+def test_the_upper_bound_starts_anew_and_sees_everything(dataset, tmp_path, monkeypatch):
+  config_ = with_values(TINY, {'method': 'upper_bound', 'num_tasks': 2, 'num_classes': 4, 'epochs': 4})
+  seen = []
+  load = train._Run._load
+
+  def recording_load(self, task):
+    images, labels = load(self, task)
+    seen.append(sorted(set(np.asarray(labels[: self._num_images]).tolist())))
+    return images, labels
+
+  monkeypatch.setattr(train._Run, '_load', recording_load)
+  train.run(config_, tmp_path, dataset)
+  assert seen == [[0, 1], [0, 1, 2, 3]]
+
+
+def test_seeds_change_order_initialisation_and_nothing_shared(whole_run, dataset, tmp_path):
+  _, results, *_ = whole_run
+  other = train.run(with_values(TINY, {'seed': 1, 'stop_after_task': 1}), tmp_path, dataset)
+  assert other.class_order == data.class_order(10, 1) != results.class_order
+
+
+def test_too_large_a_batch_is_refused(dataset):
+  with pytest.raises(UserError, match='--batch_size=500 is larger than task [1-5], which has 28[0-9] images.'):
+    train.check(with_values(TINY, {'batch_size': 500}), dataset)
+
+
+def test_a_size_that_the_generator_cannot_make_is_refused(dataset):
+  with pytest.raises(UserError, match='--generator=cifar: images of 6x6 cannot be generated: both sides must be multiples'):
+    train.check(with_values(TINY, {'image_size': 6}), dataset)
+  train.check(with_values(TINY, {'image_size': 6, 'method': 'base'}), dataset)  # which does not dream
+
+
+# The workdir
+
+
+def test_a_workdir_of_another_run_is_refused_by_the_flag_that_differs(tmp_path):
+  checkpoint.claim_workdir(TINY, tmp_path)
+  checkpoint.claim_workdir(TINY, tmp_path)
+  with pytest.raises(UserError) as refusal:
+    checkpoint.claim_workdir(with_values(TINY, {'epochs': 2}), tmp_path)
+  assert str(refusal.value) == f'--workdir={tmp_path} holds a run with --epochs=1, not 2: choose another, or delete it.'
+
+
+def test_a_workdir_in_use_is_refused_when_not_to_be_resumed(tmp_path):
+  (tmp_path / 'thesis.txt').touch()
+  with pytest.raises(UserError, match='is not empty and --resume=never'):
+    checkpoint.claim_workdir(with_values(TINY, {'resume': 'never'}), tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(UserError, match='cannot be written: '):
+    checkpoint.claim_workdir(TINY, tmp_path / 'file' / 'run')
+
+
+def test_half_a_line_of_figures_is_dropped(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"at": [0, 0, 8]}\n{"at": [1, 0, 3]}\n{"at": [1, 1, 8]}\n{"at": [1, ')
+  checkpoint.MetricsLog(path).rewind((1, 1, 0))
+  assert path.read_text() == '{"at": [0, 0, 8]}\n{"at": [1, 0, 3]}\n'
+
+
+def test_checkpoints_give_back_what_was_saved_though_its_buffers_are_reused(tmp_path):
+  kept = Checkpoints(tmp_path, 60)
+  assert kept.record() is None and not kept.due
+  step = jax.jit(lambda x: x + 1, donate_argnums=0)
+  array = jax.numpy.arange(1000.0)
+  kept.save({'a': array}, {'task': 1})
+  step(array)
+  kept.wait()
+  kept.close()
+  again = Checkpoints(tmp_path, 0)
+  assert again.due and again.record() == {'task': 1}
+  chex.assert_trees_all_equal(again.states({'a': jax.ShapeDtypeStruct((1000,), 'float32')})['a'], np.arange(1000.0, dtype='f'))
+  again.close()
+
+
+# Tables
+
+
+def test_the_table_groups_seeds_and_names_switches(whole_run):
+  _, results, *_ = whole_run
+  runs = [
+      dataclasses.replace(results, seed=seed, final_accuracy=accuracy, config={**results.config, 'seed': seed})
+      for seed, accuracy in ((0, 40.0), (1, 44.0))
+  ]
+  runs.append(dataclasses.replace(results, config={**results.config, 'finetune_classes': 'all'}, final_accuracy=30.0))
+  table = report.markdown_table(runs)
+  assert '| abd | 0, 1 | 42.0 ± 2.0 |' in table
+  assert '| abd (--finetune_classes=all) | 0 | 30.0 |' in table
+
+
+def test_results_that_are_none(tmp_path):
+  with pytest.raises(UserError, match='cannot be read'):
+    report.Results.load(tmp_path)
+  (tmp_path / 'results.json').write_text('{"method": "abd"}')
+  with pytest.raises(UserError, match='is not a results.json'):
+    report.Results.load(tmp_path)
