@@ -32,8 +32,8 @@ class Optimisation:
   momentum: float = _field(0.9, 'of SGD, without Nesterov', at_least=0)
   weight_decay: float = _field(2e-4, 'on every parameter', at_least=0)
   bn_double_update: bool = _field(
-      False, 'running statistics move to .81 r + .19 batch a step, as in the authors\' code, where a second forward pass'
-      ' on the same batch moves them twice')
+      False, 'ABD\'s running statistics move to .81 r + .19 batch a step, as in the authors\' code, where a second forward'
+      ' pass on the same batch moves them twice')
 
 
 @dataclasses.dataclass(frozen=True)

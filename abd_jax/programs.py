@@ -131,8 +131,8 @@ def _init_generator(networks, hparams):
 
 @_cached
 def _learn(phase, networks, optimisation, augmentation, hparams):
-  # 1.9: two passes over the same batch leave .81 r + .19 batch. The first task has one pass in the authors' code too.
-  rate = 1.9 if optimisation.bn_double_update and phase.dreams else 1.0
+  # 1.9: two passes over the same batch leave .81 r + .19 batch.
+  rate = 1.9 if optimisation.bn_double_update and phase.second_pass else 1.0
   optimizer = states.student_optimizer(optimisation)
   update = steps.make_student_update(
       networks.classifier, optimizer, phase.loss, hparams=hparams, statistics_rate=rate

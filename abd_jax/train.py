@@ -56,8 +56,10 @@ def check(config, dataset):
   """The task sequence of the run.
 
   Raises:
-    UserError: the config does not fit the data set.
+    UserError: the config does not fit the data set, or names several methods.
   """
+  if config.method not in METHODS:
+    raise UserError(f'--method={config.method}: a run has one method.')
   tasks = TaskSequence(
       dataset, config.num_tasks, num_classes=config.num_classes, seed=config.seed, image_size=config.image_size
   )

@@ -60,4 +60,8 @@ def abd_loss(view, hparams):
   return loss, {'loss': loss, 'learn': learn, 'separate': separate, 'hold': hold}
 
 
-ABD = Method('abd', first=(Phase('learn', first_loss),), later=(Phase('learn', abd_loss, dreams=True),))
+ABD = Method(
+    'abd',
+    first=(Phase('learn', first_loss),),
+    later=(Phase('learn', abd_loss, dreams=True, second_pass=True),),
+)

@@ -69,12 +69,15 @@ class Phase:
     loss: (View, config.Hyperparameters) -> (f32[] loss, {name: f32[]} for the log).
     dreams: whether as many synthetic images as real ones join each batch.
     teacher: whether the loss looks at the frozen teacher; always so when it dreams.
+    second_pass: whether the authors' code passes each batch twice through the student in train mode, which
+      --bn_double_update reproduces.
   """
 
   name: str
   loss: Callable
   dreams: bool = False
   teacher: bool = False
+  second_pass: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
