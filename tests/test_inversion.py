@@ -15,7 +15,7 @@ from abd_jax.models import make_student
 def classifier():
   model = make_student('resnet8', 4)
   images = jax.random.normal(jax.random.key(1), (6, 8, 8, 1))
-  return model, model.init(jax.random.key(0), images, train=False), images
+  return model, jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(0)), images
 
 
 def test_every_layer_is_tapped_under_its_own_path(classifier):
@@ -58,8 +58,9 @@ def test_terms_and_gradients_are_finite_at_the_edges(classifier, past, scale):
 def test_statistics_term_vanishes_when_the_layers_store_what_the_batch_has(classifier):
   model, variables, images = classifier
   # Store each layer's own batch statistics; deeper layers move when shallower ones change, so layer by layer.
+  tap = jax.jit(lambda variables: inversion.apply_with_batch_norm_inputs(model, variables, images)[1])
   for _ in range(7):
-    _, statistics = inversion.apply_with_batch_norm_inputs(model, variables, images)
+    statistics = tap(variables)
     stored = {(*path, name): value for path, pair in statistics.items() for name, value in zip(('mean', 'var'), pair)}
     variables = {**variables, 'batch_stats': flax.traverse_util.unflatten_dict(stored)}
   terms = inversion.inversion_terms(model, variables, images, 4)

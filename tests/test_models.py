@@ -12,6 +12,10 @@ from abd_jax.models.generator import UpsampledConv
 from abd_jax.states import LATENT_SIZE
 
 
+def initial(model, example):
+  return jax.jit(lambda key: model.init(key, example, train=False))(jax.random.key(0))
+
+
 def parameters(model, example):
   shapes = jax.eval_shape(lambda key: model.init(key, example, train=False), jax.random.key(0))
   return sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
@@ -34,7 +38,7 @@ def test_resnet_depth_and_size(name, layers):
 def test_resnet_logits_are_the_head_on_the_features():
   model = make_student('resnet8', 7)
   images = jax.random.normal(jax.random.key(1), (3, 8, 8, 1))
-  variables = model.init(jax.random.key(0), images, train=False)
+  variables = initial(model, images)
   features = model.apply(variables, images, train=False, method='features')
   chex.assert_shape(features, (3, 64))
   logits = model.apply(variables, features, method='classify')
@@ -44,14 +48,14 @@ def test_resnet_logits_are_the_head_on_the_features():
 
 def test_initial_weights():
   model = make_student('resnet8', 1000)
-  params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)['params']
+  params = initial(model, jnp.zeros((1, 8, 8, 3)))['params']
   # N(0, 2 / fan_in): 9 * 64 for the last convolution, 64 for the head; bias within 1/8.
   np.testing.assert_allclose(np.std(params['layer3_0']['conv2']['kernel']), (2 / (9 * 64)) ** 0.5, rtol=0.02)
   np.testing.assert_allclose(np.std(params['head']['kernel']), (2 / 64) ** 0.5, rtol=0.02)
   bias = np.asarray(params['head']['bias'])
   assert -0.125 <= bias.min() < -0.12 and 0.12 < bias.max() <= 0.125
   generator = make_generator('cifar', (8, 8, 1))
-  params = generator.init(jax.random.key(0), jnp.zeros((1, LATENT_SIZE)), train=False)['params']
+  params = initial(generator, jnp.zeros((1, LATENT_SIZE)))['params']
   for name, fan_in in {'stem': LATENT_SIZE, 'conv1': 9 * 128, 'conv2': 9 * 128, 'conv_out': 9 * 64}.items():
     for leaf in ('kernel', 'bias'):
       values = np.abs(np.asarray(params[name][leaf]))
