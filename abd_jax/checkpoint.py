@@ -60,7 +60,7 @@ class Checkpoints:
         item_handlers={'states': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()},
     )
     # Orbax passes over a save under a number it has, so saves are counted rather than named after steps.
-    self._number = self._manager.latest_step()
+    self._number = self._manager.latest_step() or 0
 
   @property
   def due(self):
@@ -70,29 +70,40 @@ class Checkpoints:
     """Writes in the background. `states` is a dict of pytrees, `record` what JSON can say."""
     # Copies: the next step may be given the very buffers that are being written.
     arrays = jax.tree.map(np.array, flax.serialization.to_state_dict(states))
-    self._number = 0 if self._number is None else self._number + 1
+    self._number += 1
     items = ocp.args.Composite(states=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
     self._manager.save(self._number, args=items)
     self._saved_at = time.monotonic()
 
-  def record(self):
-    """The record of the latest checkpoint, or None."""
-    if self._number is None:
-      return None
-    return self._manager.restore(self._number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))['record']
-
-  def states(self, like):
-    """The states of the latest checkpoint.
+  def restore(self, like):
+    """The newest checkpoint that can be read.
 
     Args:
-      like: a dict of pytrees of the same structure, arrays or their shapes.
+      like: from a record, a dict of pytrees (arrays or their shapes) of the structure that was saved with it.
+
+    Returns:
+      (record, states), or None when nothing was ever saved.
+
+    Raises:
+      UserError: there are checkpoints, and none can be read.
     """
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
-        flax.serialization.to_state_dict(like),
-    )
-    restored = self._manager.restore(self._number, args=ocp.args.Composite(states=ocp.args.StandardRestore(template)))
-    return flax.serialization.from_state_dict(like, restored['states'])
+    numbers = sorted(self._manager.all_steps(), reverse=True)
+    for number in numbers:
+      try:
+        record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))['record']
+        structure = like(record)
+        template = jax.tree.map(_on_one_device, flax.serialization.to_state_dict(structure))
+        items = ocp.args.Composite(states=ocp.args.StandardRestore(template))
+        arrays = self._manager.restore(number, args=items)['states']
+        return record, flax.serialization.from_state_dict(structure, arrays)
+      except Exception as error:  # whatever Orbax meets in a damaged folder: the one before may be whole
+        failure = error
+    if numbers:
+      raise UserError(
+          f'{self._manager.directory} holds checkpoints that cannot be read ({str(failure).splitlines()[0]}): choose'
+          ' another --workdir, or delete this one.'
+      )
+    return None
 
   def wait(self):
     """Until what was saved is on disk."""
@@ -102,8 +113,19 @@ class Checkpoints:
     self._manager.close()
 
 
+def _on_one_device(leaf):
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
 def claim_workdir(config, workdir):
-  """Makes the workdir this config's: writes flags.txt, or finds the same run there.
+  """Makes the workdir this config's, once `check_workdir` has passed it: writes flags.txt."""
+  check_workdir(config, workdir)
+  write_whole(Path(workdir) / 'flags.txt', config_lib.to_flagfile(config))
+
+
+def check_workdir(config, workdir):
+  """Makes sure that the workdir can be this config's; creates it where it is not there.
 
   Raises:
     UserError: the workdir cannot be written, holds another run, or holds any run and --resume=never.
@@ -128,7 +150,6 @@ def claim_workdir(config, workdir):
       )
   elif (workdir / 'checkpoints').exists():
     raise UserError(f'--workdir={workdir} holds checkpoints but no flags.txt to say of what: choose another.')
-  write_whole(flags_file, config_lib.to_flagfile(config))
 
 
 def write_whole(path, text):

@@ -5,6 +5,8 @@ A field's name is its flag's, its default the flag's default, its metadata the h
 """
 
 import dataclasses
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ class Augmentation:
   """What happens to real training images, in this order."""
 
   color_jitter: bool = _field(True, 'brightness by U(1 +- 63/255) and contrast by U(0.2, 1.8), in random order')
-  flip: bool = _field(True, 'mirror every other image')
+  flip: bool = _field(True, 'mirror an image with probability one half')
   crop_padding: int = _field(4, 'black border in pixels from which the image is cropped again; 0: no crop', at_least=0)
 
 
@@ -104,6 +106,8 @@ class Config:
   hparams: Hyperparameters = Hyperparameters()
 
   def __post_init__(self):
+    if len(set(self.seeds)) < len(self.seeds):
+      raise UserError(f'--seeds={_text(self.seeds)} names a seed twice.')
     if self.stop_after_task > self.num_tasks:
       raise UserError(f'--stop_after_task={self.stop_after_task} is more than --num_tasks={self.num_tasks}.')
     for leaf in leaves(self):
@@ -171,6 +175,8 @@ def _check(leaf):
   metadata = leaf.field.metadata
   if metadata['choices'] and leaf.name != 'method':
     _check_choice(leaf.name, leaf.value, metadata['choices'])
+  if isinstance(leaf.value, float) and not math.isfinite(leaf.value):
+    raise UserError(f'--{leaf.name}={leaf.value} must be a finite number.')
   if metadata['at_least'] is not None and not leaf.value >= metadata['at_least']:
     raise UserError(f'--{leaf.name}={leaf.value} must be at least {metadata["at_least"]}.')
   if metadata['above'] is not None and not leaf.value > metadata['above']:
@@ -200,7 +206,8 @@ def define_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008  (fr
     kinds = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     define = kinds.get(type(leaf.value), flags.DEFINE_string)
     default = _text(leaf.value) if define is flags.DEFINE_string else leaf.value
-    define(leaf.name, default, text, flag_values=flag_values, module_name='abd_jax')
+    # Under the script's own name, which is what --help lists.
+    define(leaf.name, default, text, flag_values=flag_values, module_name=sys.argv[0])
 
 
 def config_from_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008
@@ -230,12 +237,14 @@ def from_flagfile(path):
   flag_values = flags.FlagValues()
   define_flags(flag_values=flag_values)
   try:
-    flag_values(['', f'--flagfile={Path(path)}'])
-  except flags.Error as error:
+    _, *rest = flag_values(['', f'--flagfile={Path(path)}'])
+  except (flags.Error, UnicodeDecodeError) as error:
     raise UserError(f'{path} is not a flagfile of this version: {error}.') from None
+  if rest:
+    raise UserError(f'{path} is not a flagfile: {rest[0]} is not written --name=value.')
   return config_from_flags(flag_values=flag_values)
 
 
 def as_dict(config):
-  """{flag: value} for results.json."""
-  return {leaf.name: leaf.value for leaf in leaves(config)}
+  """{flag: value} as JSON knows it, for results.json."""
+  return {leaf.name: list(leaf.value) if isinstance(leaf.value, tuple) else leaf.value for leaf in leaves(config)}

@@ -9,7 +9,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from abd_jax import config as config_lib
-from abd_jax import report, train
+from abd_jax import metrics, report, train
+from abd_jax.checkpoint import StopSignal, check_workdir
 from abd_jax.config import Config
 from abd_jax.data import load
 from abd_jax.errors import UserError
@@ -23,8 +24,9 @@ def runs_of(config):
   for method in methods:
     for seed in seeds:
       workdir = Path(config.workdir).expanduser()
-      one = dataclasses.replace(config, method=method, seed=seed, seeds=())
-      runs.append((one, workdir / method / f'seed{seed}' if several else workdir))
+      workdir = workdir / method / f'seed{seed}' if several else workdir
+      one = dataclasses.replace(config, method=method, seed=seed, seeds=(), workdir=str(workdir))
+      runs.append((one, workdir))
   return runs
 
 
@@ -64,9 +66,17 @@ def run_all(config):
   """
   runs = runs_of(config)
   dataset = load(config.dataset, config.data_dir, config.verify_checksum)
-  for one, _ in runs:  # all of them before the first is trained
+  for one, workdir in runs:  # all of them before the first is trained
     train.check(one, dataset)
-  results = [train.run(one, workdir, dataset) for one, workdir in runs]
+    check_workdir(one, workdir)
+  with StopSignal() as stop:
+    results = [train.run(one, workdir, dataset, stop) for one, workdir in runs]
+  upper_bounds = {r.seed: r.accuracy_after_task for r in results if r.method == 'upper_bound'}
+  for i, (one, workdir) in enumerate(runs):
+    if one.seed in upper_bounds:
+      omega = metrics.omega(results[i].accuracy_after_task, upper_bounds[one.seed])
+      results[i] = dataclasses.replace(results[i], omega=omega)
+      results[i].save(workdir / 'results.json')
   print('\n' + report.markdown_table(results) + f'Everything is in {Path(config.workdir).expanduser()}', flush=True)
   return results
 

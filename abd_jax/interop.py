@@ -14,15 +14,20 @@ def _conv(weight_OIHW):
 
 
 def _batch_norm(weights, name):
-  """The (params, batch_stats) of the BatchNorm called `name`; params are empty where it has no scale."""
-  params = {'scale': weights[f'{name}.weight'], 'bias': weights[f'{name}.bias']} if f'{name}.weight' in weights else {}
+  """The (params, batch_stats) of the BatchNorm called `name`."""
+  params = {'scale': weights[f'{name}.weight'], 'bias': weights[f'{name}.bias']}
   return params, {'mean': weights[f'{name}.running_mean'], 'var': weights[f'{name}.running_var']}
 
 
-def _require(weights, names, what):
-  missing = [name for name in names if name not in weights]
-  if missing:
-    raise ValueError(f'these are not the weights of {what}: {", ".join(missing)} not among them')
+class _Weights(dict):
+  """Arrays by name, of a network that a missing one is not of."""
+
+  def __init__(self, state_dict, network):
+    super().__init__({name: np.asarray(array) for name, array in state_dict.items()})
+    self._network = network
+
+  def __missing__(self, name):
+    raise ValueError(f'these are not the weights of {self._network}: {name} is not among them')
 
 
 def resnet_from_torch(state_dict: Mapping[str, np.ndarray]):
@@ -38,9 +43,11 @@ def resnet_from_torch(state_dict: Mapping[str, np.ndarray]):
   Raises:
     ValueError: the names are not those of such a network.
   """
-  weights = {name: np.asarray(array) for name, array in state_dict.items()}
-  _require(weights, ['conv1.weight', 'layer1.0.conv1.weight', 'last.weight', 'last.bias'], 'a CIFAR ResNet')
+  weights = _Weights(state_dict, 'a CIFAR ResNet')
   blocks = sorted({m.groups() for name in weights if (m := re.match(r'layer(\d)\.(\d+)\.', name))})
+  count = len(blocks) // 3
+  if not blocks or blocks != [(str(stage), str(block)) for stage in (1, 2, 3) for block in range(count)]:
+    raise ValueError(f'these are not the weights of a CIFAR ResNet: {len(blocks)} blocks are not three equal stages')
   params = {
       'conv1': {'kernel': _conv(weights['conv1.weight'])},
       'head': {'kernel': weights['last.weight'].T, 'bias': weights['last.bias']},
@@ -53,7 +60,7 @@ def resnet_from_torch(state_dict: Mapping[str, np.ndarray]):
     for i in (1, 2):
       params[ours][f'conv{i}'] = {'kernel': _conv(weights[f'{theirs}.conv{i}.weight'])}
       params[ours][f'bn{i}'], batch_stats[ours][f'bn{i}'] = _batch_norm(weights, f'{theirs}.bn{i}')
-  model = ResNet(blocks_per_stage=len(blocks) // 3, num_classes=len(weights['last.bias']))
+  model = ResNet(blocks_per_stage=count, num_classes=len(weights['last.bias']))
   return model, {'params': params, 'batch_stats': batch_stats}
 
 
@@ -70,8 +77,7 @@ def generator_from_torch(state_dict: Mapping[str, np.ndarray]):
   Raises:
     ValueError: the names are not those of such a network.
   """
-  weights = {name: np.asarray(array) for name, array in state_dict.items()}
-  _require(weights, ['l1.0.weight', 'conv_blocks1.0.weight', 'conv_blocks2.3.weight'], 'the CIFAR generator')
+  weights = _Weights(state_dict, 'the CIFAR generator')
   stem_width = len(weights['conv_blocks0.0.weight'])
   side = int(round((len(weights['l1.0.bias']) / stem_width) ** 0.5))
   by_pixel = np.arange(stem_width * side * side).reshape(stem_width, side, side).transpose(1, 2, 0).ravel()
@@ -79,11 +85,10 @@ def generator_from_torch(state_dict: Mapping[str, np.ndarray]):
   batch_stats = {}
   for ours, theirs in {'conv1': 'conv_blocks1.0', 'conv2': 'conv_blocks2.0', 'conv_out': 'conv_blocks2.3'}.items():
     params[ours] = {'kernel': _conv(weights[f'{theirs}.weight']), 'bias': weights[f'{theirs}.bias']}
-  norms = {'bn0': 'conv_blocks0.0', 'bn1': 'conv_blocks1.1', 'bn2': 'conv_blocks2.1', 'bn_out': 'conv_blocks2.5'}
-  for ours, theirs in norms.items():
-    scale, batch_stats[ours] = _batch_norm(weights, theirs)
-    if scale:
-      params[ours] = scale
+  for ours, theirs in {'bn0': 'conv_blocks0.0', 'bn1': 'conv_blocks1.1', 'bn2': 'conv_blocks2.1'}.items():
+    params[ours], batch_stats[ours] = _batch_norm(weights, theirs)
+  last = 'conv_blocks2.5'  # which has no scale
+  batch_stats['bn_out'] = {'mean': weights[f'{last}.running_mean'], 'var': weights[f'{last}.running_var']}
   model = Generator(
       image_shape=(4 * side, 4 * side, len(weights['conv_blocks2.3.bias'])),
       stem_width=stem_width,

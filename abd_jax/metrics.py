@@ -8,8 +8,8 @@ def top_k_hits(logits_MK, labels_M, classes, top_k=1):
   classes = np.asarray(classes)
   among = np.asarray(logits_MK)[:, classes]
   own = np.take_along_axis(np.asarray(logits_MK), np.asarray(labels_M)[:, None], axis=1)
-  # Ties count against the label: a constant output is no knowledge.
-  ahead = np.sum((among >= own) & (classes[None, :] != np.asarray(labels_M)[:, None]), axis=1)
+  # Ties count against the label, and so does NaN: a constant or diverged output is no knowledge.
+  ahead = np.sum(~(among < own) & (classes[None, :] != np.asarray(labels_M)[:, None]), axis=1)
   return ahead < top_k
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from abd_jax import __version__, metrics
 from abd_jax import config as config_lib
-from abd_jax import metrics
 from abd_jax.checkpoint import write_whole
 from abd_jax.errors import UserError
 
@@ -75,7 +75,8 @@ def _square(rows):
   return [row + [None] * (len(rows) - len(row)) for row in rows]
 
 
-def _peak_memory_bytes():
+def peak_memory_bytes():
+  """The most memory that the device, or on CPU this process with all its runs, has held so far."""
   statistics = jax.local_devices()[0].memory_stats()
   if statistics and 'peak_bytes_in_use' in statistics:
     return int(statistics['peak_bytes_in_use'])
@@ -86,12 +87,11 @@ def _peak_memory_bytes():
 def make_results(config, dataset, tasks, record, memory_held) -> Results:
   """The results of a finished run, from what its record has measured."""
   seconds = {name: round(value, 3) for name, value in record.seconds.items()}
-  seconds['total'] = round(sum(record.seconds.values()), 3)
   rates: dict[str, Any] = {
-      kind: round(count / record.seconds[kind], 3) if record.seconds[kind] else None
+      kind: round(count / record.seconds[kind], 3) if count else None
       for kind, count in record.steps.items()
   }
-  packages = ('abd-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   return Results(
       method=config.method,
       dataset=dataset.name,
@@ -111,9 +111,9 @@ def make_results(config, dataset, tasks, record, memory_held) -> Results:
       memory_held=memory_held,
       seconds=seconds,
       steps_per_second=rates,
-      peak_memory_bytes=_peak_memory_bytes(),
+      peak_memory_bytes=record.peak_memory_bytes,
       device=jax.devices()[0].device_kind,
-      versions={'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
+      versions={'abd_jax': __version__, 'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
       config={
           name: value for name, value in config_lib.as_dict(config).items() if name not in ('workdir', 'data_dir', 'seeds')
       },
@@ -122,7 +122,7 @@ def make_results(config, dataset, tasks, record, memory_held) -> Results:
 
 def benchmark_of(results):
   """What two runs must share to stand in one table: the class count may be a part of the data set's."""
-  return results.dataset, len(results.class_order), results.num_tasks, results.student
+  return results.dataset, len(results.class_order), results.num_tasks, results.student, len(results.accuracy_after_task)
 
 
 def by_row(all_results):
@@ -158,8 +158,9 @@ def markdown_table(all_results):
   for (benchmark, method, _), runs in by_row(all_results).items():
     tables.setdefault(benchmark, []).append((method, runs))
   text = ''
-  for (dataset, classes, tasks, student), rows in tables.items():
-    text += f'**{dataset}**, {classes} classes in {tasks} tasks, {student}\n\n'
+  for (dataset, classes, tasks, student, learned), rows in tables.items():
+    part = '' if learned == tasks else f', stopped after task {learned}'
+    text += f'**{dataset}**, {classes} classes in {tasks} tasks, {student}{part}\n\n'
     text += '| method | seeds | final accuracy A_N % | average accuracy % | forgetting | minutes a run |\n'
     text += '|---|---|---|---|---|---|\n'
     for method, runs in rows:
@@ -190,8 +191,9 @@ def save_image_grid(path, images_NHWC, names, confidences):
   for axes, image, name, confidence in zip(
       figure.subplots(rows, columns, squeeze=False).flat, images_NHWC, names, confidences, strict=True
   ):
-    axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap='gray', vmin=0, vmax=255)
-    axes.set_title(f'{name} {100 * confidence:.0f} %', fontsize=7)
+    # Colour where there are three channels, else their mean.
+    axes.imshow(image if image.shape[-1] == 3 else image.mean(axis=-1), cmap='gray', vmin=0, vmax=255)
+    axes.set_title(f'{name} {100 * confidence:.0f} %', fontsize=7, parse_math=False)
     axes.set_axis_off()
   figure.savefig(path, dpi=100)
 

@@ -27,13 +27,14 @@ INVERSION_EPOCH = 100
 STEPS_IN_FLIGHT = 2
 
 
-def run(config, workdir, dataset=None):
+def run(config, workdir, dataset=None, stop=None):
   """Trains one method on one sequence of tasks, or goes on where such a run stopped.
 
   Args:
     config: a `config.Config` of one method.
     workdir: where flags.txt, metrics.jsonl, results.json, pictures and checkpoints go.
     dataset: a `data.Dataset`, when it is not to be loaded as `config` says.
+    stop: the caller's `checkpoint.StopSignal`, when it listens for SIGTERM itself.
 
   Returns:
     The `report.Results`, as in results.json.
@@ -43,13 +44,16 @@ def run(config, workdir, dataset=None):
     Preempted: SIGTERM came; everything is saved.
   """
   dataset = dataset or load(config.dataset, config.data_dir, config.verify_checksum)
+  config = dataclasses.replace(config, dataset=dataset.name, workdir=str(workdir))
   tasks = check(config, dataset)
   workdir = Path(workdir)
   claim_workdir(config, workdir)
-  with StopSignal() as stop, contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)) as checkpoints:
-    progress = Progress(f'{config.method} seed {config.seed}', config.num_tasks)
-    with contextlib.closing(progress):
-      return _Run(config, workdir, dataset, tasks, checkpoints, stop, progress).execute()
+  with (
+      contextlib.nullcontext(stop) if stop else StopSignal() as stop,
+      contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)) as checkpoints,
+      contextlib.closing(Progress(f'{config.method} seed {config.seed}', config.num_tasks)) as progress,
+  ):
+    return _Run(config, workdir, dataset, tasks, checkpoints, stop, progress).execute()
 
 
 def check(config, dataset):
@@ -69,6 +73,8 @@ def check(config, dataset):
         f'--batch_size={config.optimisation.batch_size} is larger than task {int(np.argmin(sizes)) + 1}, which has'
         f' {min(sizes)} images.'
     )
+  if not all(tasks.test_sizes()):
+    raise UserError(f'{dataset.name} has no test images of task {int(np.argmin(tasks.test_sizes())) + 1}.')
   if METHODS[config.method].dreams:
     try:
       make_generator(config.inversion.generator, tasks.image_shape)
@@ -92,8 +98,9 @@ class _Record:
   accuracy_matrix: list = dataclasses.field(default_factory=list)
   accuracy_matrix_local: list = dataclasses.field(default_factory=list)
   accuracy_after_task: list = dataclasses.field(default_factory=list)
-  seconds: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train', 'eval', 'compile'), 0.0))
+  seconds: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train', 'eval', 'compile', 'total'), 0.0))
   steps: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train'), 0))
+  peak_memory_bytes: int = 0
 
   @property
   def place(self):
@@ -112,35 +119,43 @@ class _Run:
     self._log = MetricsLog(workdir / 'metrics.jsonl')
     self._record = _Record()
     self._student = self._teacher = self._generator = None
+    self._saved_at = time.monotonic()
 
   def execute(self):
     self._restore()
     record = self._record
-    for task in range(record.task, self._config.stop_after_task or self._config.num_tasks):
+    last = self._config.stop_after_task or self._config.num_tasks
+    if record.task >= last and (self._workdir / 'results.json').exists():
+      return report.Results.load(self._workdir)
+    for task in range(record.task, last):
       images, labels = self._load(task)
       if record.phase == record.step == 0:
         self._begin(task)
         self._save()
-      for phase in self._plan(task)[record.phase :]:
+      plan = self._plan(task)
+      while record.phase < len(plan):
+        address, phase = plan[record.phase]
         if phase is None:
           self._invert(task)
         else:
-          self._learn(task, phase, images, labels)
+          self._learn(task, address, phase, images, labels)
         record.phase, record.step = record.phase + 1, 0
         self._save()
+        self._stop_if_asked()
       del images, labels  # before the next task's are loaded: nothing of a task outlives it
       self._evaluate(task)
-      record.task, record.phase, record.step = task + 1, 0, 0
       self._teacher = None
       if self._config.inversion.generator_init == 'fresh':
         self._generator = None
-    self._save()
+      self._save()
+      self._stop_if_asked()
     self._checkpoints.wait()
     return self._results()
 
   def _plan(self, task):
-    """The phases of a task; None stands for the inversion."""
-    return ((None,) if task and self._method.dreams else ()) + self._method.phases(task)
+    """[(address of its randomness, phase)] of a task; None stands for the inversion."""
+    invert = [(Address.INVERSION, None)] if task and self._method.dreams else []
+    return invert + [(Address.LEARN + i, phase) for i, phase in enumerate(self._method.phases(task))]
 
   # What a task starts with.
 
@@ -178,13 +193,15 @@ class _Run:
         self._generator, self._teacher, past, key_at(self._root, task, Address.PREVIEW)
     )
     names = [self._dataset.class_names[self._tasks.order[label]] for label in np.asarray(labels)]
-    path = self._workdir / f'synthetic_task{task + 1}.png'
-    report.save_image_grid(path, np.asarray(images), names, np.asarray(confidences))
+    try:
+      path = self._workdir / f'synthetic_task{task + 1}.png'
+      report.save_image_grid(path, np.asarray(images), names, np.asarray(confidences))
+    except ImportError as error:
+      self._progress.say(f'No picture of the synthetic images: {error}.')
 
-  def _learn(self, task, phase, images, labels):
+  def _learn(self, task, address, phase, images, labels):
     """One of the method's phases on a task's images."""
     settings = self._config.optimisation
-    address = Address.LEARN + self._method.phases(task).index(phase)
     steps_per_epoch = self._num_images // settings.batch_size  # an incomplete last batch is dropped
     seen = (task + 1) * self._tasks.classes_per_task
     past = 0 if self._method.cumulative else task * self._tasks.classes_per_task
@@ -226,13 +243,18 @@ class _Run:
           self._log.write(record.place, task=task + 1, phase=name, epoch=epoch, steps=len(recent), **means)
           self._progress.epoch(step + 1, means)
           recent.clear()
-        if self._stop.received or self._checkpoints.due:
+        stop = self._stop.received
+        if stop or self._checkpoints.due:
           clock()
           self._save()
-          if self._stop.received:
-            self._checkpoints.wait()
-            self._progress.say('Told to stop: saved. The same command goes on from here.')
-            raise Preempted
+          self._stop_if_asked(stop)
+
+  def _stop_if_asked(self, stop=None):
+    """Ends the run, saved as it is, when SIGTERM has come."""
+    if self._stop.received if stop is None else stop:
+      self._checkpoints.wait()
+      self._progress.say('Told to stop: saved. The same command goes on from here.')
+      raise Preempted
 
   def _evaluate(self, task):
     """Adds a row to the accuracy matrices."""
@@ -248,6 +270,8 @@ class _Run:
     record.accuracy_matrix.append(row)
     record.accuracy_matrix_local.append(local_row)
     record.accuracy_after_task.append(accuracy)
+    # The place after the evaluation, so that a run killed before it is saved writes this line again, and once.
+    record.task, record.phase, record.step = task + 1, 0, 0
     self._log.write(record.place, task=task + 1, accuracy=accuracy, accuracy_by_task=row)
     by_task = ' '.join(f'{value:.1f}' for value in row)
     self._progress.say(
@@ -287,21 +311,24 @@ class _Run:
 
   def _save(self):
     self._record.holds = sorted(self._states())
+    self._record.peak_memory_bytes = max(self._record.peak_memory_bytes, report.peak_memory_bytes())
+    self._record.seconds['total'] += time.monotonic() - self._saved_at
+    self._saved_at = time.monotonic()
     self._checkpoints.save(self._states(), dataclasses.asdict(self._record))
 
   def _restore(self):
     """Goes to the latest checkpoint, where there is one."""
-    saved = self._checkpoints.record()
+    shapes = {'student': jax.eval_shape(self._programs.init_student, self._root)}
+    shapes['teacher'] = states.TeacherState(shapes['student'].params, shapes['student'].batch_stats)
+    if self._method.dreams:
+      shapes['generator'] = jax.eval_shape(self._programs.init_generator, self._root)
+    saved = self._checkpoints.restore(lambda record: {name: shapes[name] for name in _Record(**record).holds})
     if saved is not None:
-      self._record = _Record(**saved)
-      shapes = {'student': jax.eval_shape(self._programs.init_student, self._root)}
-      shapes['teacher'] = states.TeacherState(shapes['student'].params, shapes['student'].batch_stats)
-      if 'generator' in self._record.holds:
-        shapes['generator'] = jax.eval_shape(self._programs.init_generator, self._root)
-      restored = self._checkpoints.states({name: shapes[name] for name in self._record.holds})
+      self._record, restored = _Record(**saved[0]), saved[1]
       self._student, self._teacher = restored['student'], restored.get('teacher')
       self._generator = restored.get('generator')
-      self._progress.say(f'Resuming at task {self._record.task + 1}, step {self._record.step}.')
+      task, phase, step = self._record.place
+      self._progress.say(f'Resuming after {task} tasks, {phase} phases and {step} steps.')
     self._log.rewind(self._record.place)
 
   def _results(self):

@@ -31,7 +31,21 @@ def test_what_the_user_can_mend_gets_a_sentence_and_status_2(arguments, sentence
   assert 'step' not in process.stdout  # before any training
 
 
-def test_cifar100_that_is_nowhere_names_the_places_looked_at(tmp_path):
+def test_help_lists_the_flags():
+  process = run('experiments/digits.py', '--help')
+  assert '--inversion_steps' in process.stdout and 'steps of generator training before each task' in process.stdout
+
+
+def test_another_runs_workdir_is_refused_before_any_training(tmp_path):
+  other = tmp_path / 'base' / 'seed1'
+  other.mkdir(parents=True)
+  (other / 'flags.txt').write_text('--learning_rate=0.5\n')
+  process = run('experiments/digits.py', f'--workdir={tmp_path}', '--method=base', '--seeds=0,1')
+  assert process.returncode == 2 and f'--workdir={other} holds a run with --' in process.stderr
+  assert 'step' not in process.stdout
+
+
+def test_an_archive_that_is_not_the_distributed_one(tmp_path):
   (tmp_path / 'cifar-100-binary.tar.gz').write_bytes(b'half of it')
   process = run('experiments/cifar100.py', f'--data_dir={tmp_path}', '--flagfile=experiments/flags/cifar100_mini.flags')
   assert process.returncode == 2 and 'SHA-256' in process.stderr and 'Traceback' not in process.stderr
@@ -63,7 +77,8 @@ from abd_jax.data.sources import Dataset
 images = np.zeros((8, 8, 8, 1), np.uint8)
 labels = np.arange(8) % 2
 dataset = Dataset('mine', images, labels, images, labels, ('a', 'b'), (0.5,), (0.5,))
-c = config.with_values(config.Config(), dict(method='base', num_tasks=1, student='resnet8', epochs=1, batch_size=4))
+c = dict(method='abd', num_tasks=2, student='resnet8', epochs=1, batch_size=4, inversion_steps=1)
+c = config.with_values(config.Config(), c)
 print(train.run(c, {str(tmp_path)!r}, dataset).final_accuracy)
 """
   process = run('-c', program)

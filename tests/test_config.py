@@ -43,6 +43,14 @@ def test_a_flagfile_replays_a_config(tmp_path):
   assert config.from_flagfile(path) == c
 
 
+@pytest.mark.parametrize('content', [b'--no_such_flag=1', b'epochs=3', b'\xff\xfe', b'--epochs=many'])
+def test_what_is_no_flagfile_is_refused(tmp_path, content):
+  path = tmp_path / 'flags.txt'
+  path.write_bytes(content)
+  with pytest.raises(UserError, match='is not a flagfile'):
+    config.from_flagfile(path)
+
+
 def with_everything_changed():
   changes = {}
   for leaf in config.leaves(Config()):
@@ -72,7 +80,9 @@ def test_what_makes_another_run_and_what_does_not():
     ('--student=resnet9', '--student=resnet9 is not one of resnet8, resnet20, resnet32.'),
     ('--epochs=0', '--epochs=0 must be at least 1.'),
     ('--learning_rate=0', '--learning_rate=0.0 must be above 0.'),
-    ('--learning_rate=nan', '--learning_rate=nan must be above 0.'),
+    ('--learning_rate=nan', '--learning_rate=nan must be a finite number.'),
+    ('--statistics_weight=inf', '--statistics_weight=inf must be a finite number.'),
+    ('--seeds=1,1', '--seeds=1,1 names a seed twice.'),
     ('--seeds=0,x', '--seeds=0,x must be whole numbers with commas between them.'),
     ('--stop_after_task=9', '--stop_after_task=9 is more than --num_tasks=5.'),
     ('--resume=maybe', '--resume=maybe is not one of auto, never.'),

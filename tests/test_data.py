@@ -112,6 +112,8 @@ def test_npz_under_the_name_of_cifar100_has_its_normalisation_and_name(tmp_path)
 
 
 @pytest.mark.parametrize('changes, part', [
+    (dict(class_names=np.array('a')), 'class_names must be a list of names.'),
+    (dict(test_images=np.zeros((12, 4, 4, 1), np.uint8)), 'training images are [4, 4, 3] and test images [4, 4, 1].'),
     (dict(train_images=np.zeros((12, 4, 4, 3))), 'train_images must be uint8 [M, H, W, C], not float64 [12, 4, 4, 3].'),
     (dict(test_labels=np.zeros(3, int)), 'test_labels must be one whole number for each of 12 images.'),
     (dict(train_labels=np.full(12, 4)), 'train_labels must lie between 0 and 3.'),
@@ -134,6 +136,9 @@ def test_npz_that_is_missing_truncated_or_lacks_a_key(tmp_path):
   path.write_bytes(path.read_bytes()[:300])
   with pytest.raises(UserError, match='cannot be read as an npz file'):
     load(f'npz:{path}')
+  np.save(tmp_path / 'b.npy', np.zeros(3))
+  with pytest.raises(UserError, match='holds one array, not the 5 of an npz file'):
+    load(f'npz:{tmp_path}/b.npy')
 
 
 def test_unknown_name():
@@ -271,6 +276,14 @@ def test_a_broken_download_leaves_nothing_behind(tmp_path, small_archive, monkey
     with pytest.raises(UserError, match='has no CIFAR-100: expected .* could not be downloaded'):
       load('cifar100', tmp_path)
   assert not list(tmp_path.iterdir())
+
+
+@needs_tfds
+def test_a_data_dir_that_cannot_be_written(tmp_path, small_archive):
+  (tmp_path / builders.ARCHIVE).write_bytes(small_archive)
+  (tmp_path / 'cifar100').touch()  # where the folder should go
+  with pytest.raises(UserError, match='cannot take the prepared CIFAR-100'):
+    load('cifar100', tmp_path)
 
 
 @needs_tfds

@@ -45,3 +45,7 @@ def test_top_k(top_k, expected):
 
 def test_a_constant_output_is_right_about_nothing():
   assert not metrics.top_k_hits(np.zeros((2, 3)), np.array([0, 2]), [0, 1, 2]).any()
+
+
+def test_a_diverged_classifier_is_right_about_nothing():
+  assert not metrics.top_k_hits(np.full((2, 3), np.nan), np.array([0, 2]), [0, 1, 2]).any()

@@ -1,21 +1,24 @@
-"""kill -9 at random moments of a digits run: resumed, it ends bit-identical to one that was never disturbed."""
+"""Killed and told to stop: a run that is resumed ends bit-identical to one that was never disturbed."""
 
 import json
 import random
+import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import chex
+import pytest
 
 from tests.test_train import final_states
 
 ROOT = Path(__file__).parent.parent
 KILLS = 10
 COMMAND = [
-    sys.executable, 'experiments/digits.py', '--method=abd', '--num_tasks=5', '--epochs=3', '--decay_at=2',
-    '--inversion_steps=20', '--checkpoint_seconds=0.2',
+    sys.executable, 'experiments/digits.py', '--method=abd', '--num_tasks=5', '--epochs=6', '--decay_at=4',
+    '--inversion_steps=40', '--checkpoint_seconds=0.2',
 ]
 
 
@@ -25,27 +28,56 @@ def start(workdir):
   )
 
 
-def test_ten_kills(tmp_path):
-  whole = start(tmp_path / 'whole')
-  output, _ = whole.communicate(timeout=300)
-  assert whole.returncode == 0, output
+def wait_until_it_works(run):
+  """Reads what a run says until it has made steps of its own; returns where it resumed, (task, phase, step), or None."""
+  resumed = None
+  for line in run.stdout:
+    if found := re.search(r'Resuming after (\d+) tasks, (\d+) phases and (\d+) steps', line):
+      resumed = tuple(int(number) for number in found.groups())
+    elif 'steps/s' in line:
+      break
+  return resumed
+
+
+def finish(run):
+  output, _ = run.communicate(timeout=300)
+  assert run.returncode == 0, output
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('whole') / 'run'
+  finish(start(workdir))
+  return workdir
+
+
+def assert_same_end(workdir, whole):
+  results = [json.loads((folder / 'results.json').read_text()) for folder in (workdir, whole)]
+  assert results[0]['accuracy_matrix'] == results[1]['accuracy_matrix']
+  chex.assert_trees_all_equal(final_states(workdir), final_states(whole))
+
+
+def test_ten_kills(whole, tmp_path):
   moment = random.Random(0)
-  killed = finished = 0
-  while killed < KILLS:
-    run = start(tmp_path / 'killed')
-    # Past start-up, at whatever the run does then: inverting, learning, evaluating, writing a checkpoint.
-    for line in run.stdout:
-      if 'step' in line or 'accuracy' in line:
-        break
-    time.sleep(moment.uniform(0, 1.5))
-    finished += run.poll() is not None
+  places = set()
+  for _ in range(KILLS):
+    run = start(tmp_path / 'run')
+    places.add(wait_until_it_works(run))
+    # At whatever it does then: inverting, learning, evaluating, writing a checkpoint.
+    time.sleep(moment.uniform(0, 1))
     run.kill()
     run.communicate(timeout=60)
-    killed += 1
-  last = start(tmp_path / 'killed')
-  output, _ = last.communicate(timeout=300)
-  assert last.returncode == 0, output
-  assert finished < KILLS / 2, 'most kills came after the end: they showed nothing'
-  results = [json.loads((tmp_path / name / 'results.json').read_text()) for name in ('whole', 'killed')]
-  assert results[0]['accuracy_matrix'] == results[1]['accuracy_matrix']
-  chex.assert_trees_all_equal(final_states(tmp_path / 'whole'), final_states(tmp_path / 'killed'))
+  finish(start(tmp_path / 'run'))
+  assert_same_end(tmp_path / 'run', whole)
+  # The kills made a difference: the run resumed at several places, in the middle of phases too.
+  assert len(places) >= 4 and any(place and place[2] for place in places), places
+
+
+def test_sigterm_saves_and_ends_with_status_75(whole, tmp_path):
+  run = start(tmp_path / 'run')
+  wait_until_it_works(run)
+  run.send_signal(signal.SIGTERM)
+  output, _ = run.communicate(timeout=60)
+  assert run.returncode == 75 and 'Told to stop: saved.' in output
+  finish(start(tmp_path / 'run'))
+  assert_same_end(tmp_path / 'run', whole)

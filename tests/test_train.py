@@ -76,7 +76,7 @@ def test_results_hold_what_is_promised(whole_run):
   assert stored['final_accuracy'] == stored['accuracy_after_task'][-1]
   assert stored['average_accuracy'] == pytest.approx(np.mean(stored['accuracy_after_task']))
   assert set(stored['seconds']) == {'inversion', 'train', 'eval', 'compile', 'total'}
-  assert stored['seconds']['total'] == pytest.approx(sum(v for k, v in stored['seconds'].items() if k != 'total'), abs=0.01)
+  assert stored['seconds']['total'] > sum(v for k, v in stored['seconds'].items() if k != 'total') > 0
   # ResNet-8: the parameters of one classifier are kept between tasks, and no image.
   student = sum(leaf.size for leaf in jax.tree.leaves(final_states(workdir)['student']['params']))
   assert stored['memory_held'] == {'parameters': student, 'images': 0}
@@ -85,7 +85,7 @@ def test_results_hold_what_is_promised(whole_run):
 
 def test_the_workdir_holds_what_is_promised(whole_run):
   workdir, *_ = whole_run
-  assert config.from_flagfile(workdir / 'flags.txt') == TINY
+  assert config.from_flagfile(workdir / 'flags.txt') == dataclasses.replace(TINY, workdir=str(workdir))
   assert {path.name for path in workdir.iterdir()} == {
       'flags.txt', 'metrics.jsonl', 'results.json', 'checkpoints', *(f'synthetic_task{n}.png' for n in range(2, 6))
   }
@@ -99,8 +99,7 @@ def test_the_workdir_holds_what_is_promised(whole_run):
 def test_a_finished_run_is_not_run_again(whole_run, dataset, monkeypatch):
   workdir, results, *_ = whole_run
   monkeypatch.setattr(train._Run, '_learn', lambda *args: pytest.fail('it learned again'))
-  again = train.run(TINY, workdir, dataset)
-  assert again.accuracy_matrix == results.accuracy_matrix
+  assert train.run(TINY, workdir, dataset) == results
 
 
 class StopAfter(StopSignal):
@@ -121,19 +120,18 @@ class StopAfter(StopSignal):
 
 
 @pytest.mark.parametrize('generator_init', ['fresh', 'warm'])
-def test_stopped_runs_resume_bit_identically(whole_run, dataset, tmp_path, monkeypatch, generator_init):
+def test_stopped_runs_resume_bit_identically(whole_run, dataset, tmp_path, generator_init):
   tiny = with_values(TINY, {'generator_init': generator_init})
   workdir, results, *_ = whole_run
   if generator_init == 'warm':
     workdir = tmp_path / 'whole'
     results = train.run(tiny, workdir, dataset)
-  # 8 steps a task of learning and 3 of inversion: 5, 11, 12 ... stop in the middle of both, and after the last of one.
+  # The signal is looked for after each step, phase and task, 8 and 3 of learning and inversion a task: these stops come
+  # in the middle of both, after a phase, and after a task.
   for steps in (5, 5, 2, 7, 13, 1):
-    monkeypatch.setattr(train, 'StopSignal', lambda steps=steps: StopAfter(steps))
     with pytest.raises(Preempted) as stopped:
-      train.run(tiny, tmp_path / 'stopped', dataset)
+      train.run(tiny, tmp_path / 'stopped', dataset, StopAfter(steps))
     assert stopped.value.code == 75
-  monkeypatch.setattr(train, 'StopSignal', StopSignal)
   resumed = train.run(tiny, tmp_path / 'stopped', dataset)
   assert resumed.accuracy_matrix == results.accuracy_matrix
   chex.assert_trees_all_equal(final_states(tmp_path / 'stopped'), final_states(workdir))
@@ -177,10 +175,41 @@ def test_the_upper_bound_starts_anew_and_sees_everything(dataset, tmp_path, monk
   assert seen == [[0, 1], [0, 1, 2, 3]]
 
 
-def test_seeds_change_order_initialisation_and_nothing_shared(whole_run, dataset, tmp_path):
-  _, results, *_ = whole_run
-  other = train.run(with_values(TINY, {'seed': 1, 'stop_after_task': 1}), tmp_path, dataset)
-  assert other.class_order == data.class_order(10, 1) != results.class_order
+def test_a_seed_decides_class_order_and_weights(dataset, tmp_path):
+  base = with_values(TINY, {'method': 'base', 'num_classes': 2, 'num_tasks': 1})
+  orders, weights = [], []
+  for name, seed in (('a', 0), ('b', 0), ('c', 1)):
+    orders.append(train.run(with_values(base, {'seed': seed}), tmp_path / name, dataset).class_order)
+    weights.append(final_states(tmp_path / name)['student']['params'])
+  assert orders == [data.class_order(10, seed)[:2] for seed in (0, 0, 1)]
+  chex.assert_trees_all_equal(weights[0], weights[1])
+  assert not np.array_equal(weights[0]['head']['kernel'], weights[2]['head']['kernel'])
+
+
+def test_a_damaged_checkpoint_falls_back_on_the_one_before(dataset, tmp_path):
+  base = with_values(TINY, {'method': 'base', 'num_classes': 4, 'num_tasks': 2})
+  results = train.run(base, tmp_path, dataset)
+  whole = final_states(tmp_path)
+  newest, older = sorted((tmp_path / 'checkpoints').iterdir(), key=lambda path: -int(path.name))
+  (tmp_path / 'results.json').unlink()
+  for file in newest.rglob('*'):
+    if file.is_file() and file.parent != newest:  # Orbax's own notes stay
+      file.write_bytes(b'')
+  again = train.run(base, tmp_path, dataset)
+  assert again.accuracy_matrix == results.accuracy_matrix
+  chex.assert_trees_all_equal(final_states(tmp_path), whole)
+  (tmp_path / 'results.json').unlink()
+  for file in (tmp_path / 'checkpoints').rglob('*'):
+    if file.is_file() and not file.parent.name.isdigit():
+      file.write_bytes(b'')
+  with pytest.raises(UserError, match='holds checkpoints that cannot be read'):
+    train.run(base, tmp_path, dataset)
+
+
+def test_a_task_without_test_images_is_refused(dataset):
+  without = dataclasses.replace(dataset, test_images=dataset.test_images[:0], test_labels=dataset.test_labels[:0])
+  with pytest.raises(UserError, match='digits has no test images of task 1.'):
+    train.check(TINY, without)
 
 
 def test_too_large_a_batch_is_refused(dataset):
@@ -226,7 +255,7 @@ def test_half_a_line_of_figures_is_dropped(tmp_path):
 
 def test_checkpoints_give_back_what_was_saved_though_its_buffers_are_reused(tmp_path):
   kept = Checkpoints(tmp_path, 60)
-  assert kept.record() is None and not kept.due
+  assert kept.restore(dict) is None and not kept.due
   step = jax.jit(lambda x: x + 1, donate_argnums=0)
   array = jax.numpy.arange(1000.0)
   kept.save({'a': array}, {'task': 1})
@@ -234,8 +263,9 @@ def test_checkpoints_give_back_what_was_saved_though_its_buffers_are_reused(tmp_
   kept.wait()
   kept.close()
   again = Checkpoints(tmp_path, 0)
-  assert again.due and again.record() == {'task': 1}
-  chex.assert_trees_all_equal(again.states({'a': jax.ShapeDtypeStruct((1000,), 'float32')})['a'], np.arange(1000.0, dtype='f'))
+  record, restored = again.restore(lambda record: {'a': jax.ShapeDtypeStruct((1000,), 'float32')})
+  assert again.due and record == {'task': 1}
+  chex.assert_trees_all_equal(restored['a'], np.arange(1000.0, dtype='f'))
   again.close()
 
 

@@ -38,7 +38,7 @@ def color_jitter(images_NHWC, key):
 
 
 def flip(images_NHWC, key):
-  """Every other image mirrored."""
+  """Each image mirrored with probability one half."""
   return jnp.where(_per_image(jax.random.bernoulli(key, shape=(len(images_NHWC),))), images_NHWC[:, :, ::-1], images_NHWC)
 
 

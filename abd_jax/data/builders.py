@@ -39,7 +39,12 @@ def read_cifar100(data_dir, verify_checksum=True):
   data_dir = Path(data_dir)
   prepared = data_dir / 'cifar100' / VERSION
   if not prepared.is_dir():
-    _prepare(data_dir, verify_checksum)
+    try:
+      _prepare(data_dir, verify_checksum)
+    except OSError as error:
+      raise UserError(
+          f'--data_dir={data_dir} cannot take the prepared CIFAR-100: {error}. Choose one that can be written.'
+      ) from None
   try:
     builder = tfds.builder_from_directory(prepared)
     arrays = {'class_names': tuple(builder.info.features['label'].names)}
@@ -97,7 +102,7 @@ def _download(archive):
       if file.tell() != expected:
         raise requests.ConnectionError(f'{file.tell()} of {expected} bytes came')
     partial.rename(archive)
-  except (OSError, requests.RequestException) as error:
+  except requests.RequestException as error:
     partial.unlink(missing_ok=True)
     raise UserError(
         f'--data_dir={archive.parent} has no CIFAR-100: expected {archive.parent / "cifar100" / VERSION}, {archive} or'

@@ -2,6 +2,7 @@
 
 import dataclasses
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -108,15 +109,20 @@ def _read_npz(path):
   if not path.is_file():
     raise UserError(f'There is no file {path}.')
   try:
-    with np.load(path, allow_pickle=False) as file:
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+      raise UserError(f'{path} holds one array, not the {len(keys)} of an npz file.')
+    with file:
       missing = [key for key in keys if key not in file]
       if missing:
         raise UserError(f'{path} lacks {", ".join(missing)}: its keys must be {", ".join(keys)}.')
       arrays = {key: file[key] for key in keys}
-  except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+  except (OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError) as error:
     if isinstance(error, UserError):
       raise
     raise UserError(f'{path} cannot be read as an npz file of plain arrays: {error}.') from None
+  if arrays['class_names'].ndim != 1:
+    raise UserError(f'{path}: class_names must be a list of names.')
   arrays['class_names'] = tuple(str(name) for name in arrays['class_names'])
   for split in ('train', 'test'):
     images, labels = arrays[f'{split}_images'], arrays[f'{split}_labels']
@@ -127,4 +133,7 @@ def _read_npz(path):
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(arrays['class_names']):
       raise UserError(f'{path}: {split}_labels must lie between 0 and {len(arrays["class_names"]) - 1}.')
     arrays[f'{split}_labels'] = labels.astype(np.int64)
+  if arrays['train_images'].shape[1:] != arrays['test_images'].shape[1:]:
+    shapes = [list(arrays[f'{split}_images'].shape[1:]) for split in ('train', 'test')]
+    raise UserError(f'{path}: training images are {shapes[0]} and test images {shapes[1]}.')
   return arrays

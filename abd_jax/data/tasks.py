@@ -86,11 +86,17 @@ class TaskSequence:
     """(u8[M, H, W, C], i32[M]) test images of a task."""
     return self._images_of('test', self.classes(task))
 
+  def _sizes(self, split):
+    counts = np.bincount(getattr(self._dataset, f'{split}_labels'), minlength=self._dataset.num_classes)
+    return counts[self.order].reshape(self.num_tasks, -1).sum(axis=1)
+
   def train_sizes(self, *, cumulative=False):
     """How many training images each task comes with."""
-    counts = np.bincount(self._dataset.train_labels, minlength=self._dataset.num_classes)[self.order]
-    sizes = counts.reshape(self.num_tasks, -1).sum(axis=1)
-    return np.cumsum(sizes) if cumulative else sizes
+    return np.cumsum(self._sizes('train')) if cumulative else self._sizes('train')
+
+  def test_sizes(self):
+    """How many test images each task has."""
+    return self._sizes('test')
 
   def largest_train_size(self, *, cumulative=False):
     """The most training images that a task can come with, whatever the class order: one shape for all seeds."""
