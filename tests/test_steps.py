@@ -66,6 +66,26 @@ def test_a_step_returns_the_terms_that_make_up_its_loss(networks):
   assert float(metrics['hold']) > 0  # train-mode student against eval-mode teacher
 
 
+def test_synthetic_rows_are_labelled_by_the_teacher_among_the_past_classes(networks):
+  model, optimizer, student, real, synthetic = networks
+
+  def labels(view, hparams):
+    return jnp.sum(view.both.features), {'labels': view.both.labels, 'synthetic': view.synthetic.labels}
+
+  update = jax.jit(steps.make_student_update(model, optimizer, labels, hparams=config.Hyperparameters()))
+  # A teacher torn between the two past classes, whose favourite, class 4, is not among them.
+  logits = model.apply(student.variables, synthetic, train=False)
+  lead = jnp.median(logits[:, 1] - logits[:, 0])
+  bias = student.params['head']['bias'] + jnp.array([lead, 0.0, 0.0, 0.0, 99.0, 0.0])
+  head = {**student.params['head'], 'bias': bias}
+  teacher = states.TeacherState({**student.params, 'head': head}, student.batch_stats)
+  _, metrics = update(student, teacher, real, jnp.array([2, 3, 2, 3, 2, 3]), synthetic, PAST, SEEN, 0.1)
+  expected = np.argmax(np.asarray(model.apply(teacher.variables, synthetic, train=False))[:, :PAST], axis=-1)
+  assert set(expected.tolist()) == {0, 1}
+  np.testing.assert_array_equal(metrics['synthetic'], expected)
+  np.testing.assert_array_equal(metrics['labels'], np.concatenate([[2, 3, 2, 3, 2, 3], expected]))
+
+
 def view_of(features, past=PAST, seen=SEEN):
   """A view of two real rows (new classes) and two synthetic ones (past), the heads being plain matrices."""
   head, teacher_head = jax.random.normal(jax.random.key(5), (2, 3, CLASSES))
