@@ -62,9 +62,10 @@ class Programs:
     init_student: (key) -> StudentState.
     init_generator: (key) -> GeneratorState.
     optimizer: the student's, to start it afresh.
-    learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, key) ->
-      (student, metrics), on the rows `rows` i32[B] of a task's uint8 images and their labels.
-    invert: (generator, teacher, past, key) -> (generator, metrics).
+    learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, root, place) ->
+      (student, metrics), on the rows `rows` i32[B] of a task's uint8 images and their labels. `place` is i32[3], the
+      (task, phase, step) at which the step's key is found: deriving it outside would be three more dispatches a step.
+    invert: (generator, teacher, past, root, place) -> (generator, metrics).
     preview: (generator, teacher, past, key) -> (u8[N, H, W, C] synthetic images, i32[N] the teacher's choices, f32[N]
       its confidences).
     evaluate: (variables, images u8[EVAL_BATCH, H, W, C]) -> logits.
@@ -140,9 +141,9 @@ def _learn(phase, networks, optimisation, augmentation, hparams):
   dream = functools.partial(inversion.sample, networks.dreamer) if phase.dreams else None
   step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream)
 
-  def learn(student, teacher, generator, images, labels, rows, past, seen, learning_rate, key):
+  def learn(student, teacher, generator, images, labels, rows, past, seen, learning_rate, root, place):
     batch = steps.Batch(images[rows], labels[rows], past, seen, learning_rate)
-    return step(student, teacher, generator, batch, key)
+    return step(student, teacher, generator, batch, steps.key_at(root, *place))
 
   return compile_step(learn, donate=(0,))
 
@@ -152,7 +153,12 @@ def _invert(networks, hparams, batch_size):
   update = steps.make_generator_update(
       networks.classifier, networks.dreamer, states.generator_optimizer(hparams), hparams=hparams
   )
-  return compile_step(steps.make_generator_step(update, batch_size), donate=(0,))
+  step = steps.make_generator_step(update, batch_size)
+
+  def invert(generator, teacher, past, root, place):
+    return step(generator, teacher, past, steps.key_at(root, *place))
+
+  return compile_step(invert, donate=(0,))
 
 
 @_cached

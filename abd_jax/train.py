@@ -183,9 +183,8 @@ class _Run:
     past = task * self._tasks.classes_per_task
 
     def advance(step):
-      self._generator, metrics = self._programs.invert(
-          self._generator, self._teacher, past, key_at(self._root, task, Address.INVERSION, step)
-      )
+      place = np.array([task, Address.INVERSION, step], np.int32)
+      self._generator, metrics = self._programs.invert(self._generator, self._teacher, past, self._root, place)
       return metrics
 
     self._loop(task, 'inversion', self._config.inversion.inversion_steps, INVERSION_EPOCH, advance)
@@ -218,7 +217,7 @@ class _Run:
       rate = settings.learning_rate * 0.1 ** sum(epoch >= mark for mark in settings.decay_at)
       self._student, metrics = self._programs.learn[phase](
           self._student, self._teacher, self._generator if phase.dreams else None, images, labels, rows, past, seen, rate,
-          key_at(self._root, task, address, step),
+          self._root, np.array([task, address, step], np.int32),
       )
       return metrics
 
