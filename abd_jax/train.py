@@ -131,7 +131,8 @@ class _Run:
       images, labels = self._load(task)
       if record.phase == record.step == 0:
         self._begin(task)
-        self._save()
+        self._save()  # the evaluation of the task before with it: a save of its own would only be waited for
+        self._stop_if_asked()
       plan = self._plan(task)
       while record.phase < len(plan):
         address, phase = plan[record.phase]
@@ -147,8 +148,7 @@ class _Run:
       self._teacher = None
       if self._config.inversion.generator_init == 'fresh':
         self._generator = None
-      self._save()
-      self._stop_if_asked()
+    self._save()
     self._checkpoints.wait()
     return self._results()
 
