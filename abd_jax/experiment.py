@@ -30,8 +30,8 @@ def runs_of(config):
   return runs
 
 
-def launch(defaults: Config):
-  """Parses the command line and trains what it asks for; `defaults` are a script's own.
+def launch(defaults: Config, do=None):
+  """Parses the command line and does what it asks for; `defaults` are a script's own, `do(config)` is `run_all`.
 
   Exit status 2 after a sentence for what the user can mend, 75 when told to stop and resumable.
   """
@@ -50,8 +50,7 @@ def launch(defaults: Config):
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger('orbax').setLevel(logging.ERROR)
     try:
-      config = config_lib.config_from_flags(defaults)
-      run_all(config)
+      (do or run_all)(config_lib.config_from_flags(defaults))
     except UserError as error:
       _refuse(error)
 

@@ -23,13 +23,17 @@ def compile_seconds():
   return _compile_seconds
 
 
-def compiler_options():
+def compiler_options(*, runs_once=False):
   """What the backend is better told.
 
   On CPU the YNNPACK kernels that XLA prefers by default are slower than its own at the 3x3 convolutions of these
-  networks, forwards and backwards alike.
+  networks, forwards and backwards alike; and a program that runs once a task takes seconds to optimise, milliseconds
+  to run as it is.
   """
-  return {'xla_cpu_experimental_ynn_fusion_type': ''} if jax.default_backend() == 'cpu' else None
+  if jax.default_backend() != 'cpu':
+    return None
+  options = {'xla_cpu_experimental_ynn_fusion_type': ''}
+  return options | {'xla_backend_optimization_level': 0} if runs_once else options
 
 
 def _return_freed_memory():

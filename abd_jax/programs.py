@@ -17,7 +17,7 @@ from abd_jax.losses import mask_logits
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Phase
 from abd_jax.models import make_generator, make_student
-from abd_jax.parallel import CompiledStep, compile_step
+from abd_jax.parallel import CompiledStep, compile_step, compiler_options
 
 EVAL_BATCH = 250
 PREVIEW_IMAGES = 40
@@ -59,6 +59,7 @@ class Programs:
   """The compiled programs of a run.
 
   Attributes:
+    networks: what is compiled.
     init_student: (key) -> StudentState.
     init_generator: (key) -> GeneratorState.
     optimizer: the student's, to start it afresh.
@@ -71,6 +72,7 @@ class Programs:
     evaluate: (variables, images u8[EVAL_BATCH, H, W, C]) -> logits.
   """
 
+  networks: Networks
   init_student: Callable
   init_generator: Callable | None
   optimizer: optax.GradientTransformation
@@ -102,6 +104,7 @@ def programs_for(config, tasks, dataset):
         'preview': _preview(networks),
     }
   return Programs(
+      networks=networks,
       init_student=_init_student(networks, config.optimisation),
       optimizer=states.student_optimizer(config.optimisation),
       learn={p: _learn(p, networks, config.optimisation, config.augmentation, config.hparams) for p in phases},
@@ -122,12 +125,14 @@ _cached = functools.lru_cache(maxsize=16)
 @_cached
 def _init_student(networks, optimisation):
   optimizer = states.student_optimizer(optimisation)
-  return jax.jit(functools.partial(states.init_student, networks.classifier, optimizer, networks.image_shape))
+  init = functools.partial(states.init_student, networks.classifier, optimizer, networks.image_shape)
+  return jax.jit(init, compiler_options=compiler_options(runs_once=True))
 
 
 @_cached
 def _init_generator(networks, hparams):
-  return jax.jit(functools.partial(states.init_generator, networks.dreamer, states.generator_optimizer(hparams)))
+  init = functools.partial(states.init_generator, networks.dreamer, states.generator_optimizer(hparams))
+  return jax.jit(init, compiler_options=compiler_options(runs_once=True))
 
 
 @_cached

@@ -6,9 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from abd_jax.models.convolution import conv_general_dilated
 from abd_jax.models.resnet import uniform_within
-
-_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
 class UpsampledConv(nn.Module):
@@ -34,7 +33,7 @@ class UpsampledConv(nn.Module):
       for odd_column, pair in enumerate(columns):
         border = ((1 - odd_row, odd_row), (1 - odd_column, odd_column))
         small = jnp.stack(pair, axis=1)
-        parts.append(jax.lax.conv_general_dilated(images_NHWC, small, (1, 1), border, dimension_numbers=_LAYOUT))
+        parts.append(conv_general_dilated(images_NHWC, small, (1, 1), border))
     parts = jnp.stack(parts).reshape(2, 2, batch, height, width, self.features)
     return parts.transpose(2, 3, 0, 4, 1, 5).reshape(batch, 2 * height, 2 * width, self.features) + bias
 
@@ -87,6 +86,7 @@ class Generator(nn.Module):
         channels,
         (3, 3),
         padding=((1, 1), (1, 1)),
+        conv_general_dilated=conv_general_dilated,
         kernel_init=kernel_init,
         bias_init=uniform_within((9 * x.shape[-1]) ** -0.5),
         name='conv_out',

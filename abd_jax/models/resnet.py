@@ -12,6 +12,8 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
+from abd_jax.models.convolution import conv_general_dilated
+
 STAGE_WIDTHS = (16, 32, 64)
 
 _Conv = functools.partial(
@@ -19,6 +21,7 @@ _Conv = functools.partial(
     kernel_size=(3, 3),
     padding=((1, 1), (1, 1)),  # SAME would shift a strided convolution by a pixel
     use_bias=False,
+    conv_general_dilated=conv_general_dilated,
     kernel_init=nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
 )
 # The two-pass variance: the running statistics are the target of the inversion, and E[x^2] - E[x]^2 loses digits.

@@ -1,0 +1,290 @@
+"""How fast the three hot steps are: the first task's, ABD's, the generator's; beside what the hardware could do.
+
+Steps are timed as a run makes them, augmentation and sampling included, on images already on the device.
+"""
+
+import contextlib
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abd_jax import __version__, report, states, train
+from abd_jax.config import Config
+from abd_jax.data.sources import CIFAR100_MEAN, CIFAR100_STD, Dataset
+from abd_jax.errors import UserError
+from abd_jax.methods import METHODS
+from abd_jax.models.generator import UpsampledConv
+from abd_jax.parallel import compile_seconds
+from abd_jax.programs import programs_for
+from abd_jax.steps import Address
+
+STEPS = ('first', 'abd', 'generator')
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+  """Seconds a step: one figure a repeat."""
+
+  seconds: tuple[float, ...]
+
+  @property
+  def median(self):
+    return statistics.median(self.seconds)
+
+  @property
+  def spread(self):
+    """Half the distance between the quartiles, against the median."""
+    if len(self.seconds) < 2:
+      return 0.0
+    low, _, high = statistics.quantiles(self.seconds, n=4)
+    return (high - low) / 2 / self.median
+
+
+def random_dataset(config, num_images=2560):
+  """Random images of CIFAR-100's shape, or of --image_size: a step takes as long on them as on any."""
+  rng = np.random.default_rng(0)
+  side = config.image_size or 32
+  images = rng.integers(0, 256, (num_images, side, side, 3), np.uint8)
+  labels = np.arange(num_images) % 100
+  names = tuple(f'class {k}' for k in range(100))
+  return Dataset('random', images, labels, images[:100], labels[:100], names, CIFAR100_MEAN, CIFAR100_STD)
+
+
+class Ours:
+  """The steps of this library, compiled for `config`."""
+
+  name = f'abd_jax {__version__}, jax {jax.__version__}'
+
+  def __init__(self, config: Config):
+    dataset = random_dataset(config)
+    tasks = train.check(config, dataset)
+    programs = programs_for(config, tasks, dataset)
+    root = jax.random.key(config.seed)
+    images, labels = jax.device_put(tasks.train(1))
+    rows = np.arange(config.optimisation.batch_size, dtype=np.int32)
+    past, seen = tasks.classes_per_task, 2 * tasks.classes_per_task
+    rate = config.optimisation.learning_rate
+    student, generator = programs.init_student(root), programs.init_generator(root)
+    teacher = states.freeze(student)
+    method = METHODS[config.method]
+    # States as they are after the step before, since a step takes over the memory of those it is given.
+    held = {'first': student, 'abd': jax.tree.map(jnp.copy, student), 'generator': jax.tree.map(jnp.copy, generator)}
+
+    def first(step):
+      place = np.array([0, Address.LEARN, step], np.int32)
+      held['first'], metrics = programs.learn[method.first[0]](
+          held['first'], None, None, images, labels, rows, 0, seen, rate, root, place)
+      return metrics
+
+    def abd(step):
+      place = np.array([1, Address.LEARN, step], np.int32)
+      held['abd'], metrics = programs.learn[method.later[0]](
+          held['abd'], teacher, generator, images, labels, rows, past, seen, rate, root, place)
+      return metrics
+
+    def train_generator(step):
+      place = np.array([1, Address.INVERSION, step], np.int32)
+      held['generator'], metrics = programs.invert(held['generator'], teacher, past, root, place)
+      return metrics
+
+    self._steps: dict[str, Callable] = {'first': first, 'abd': abd, 'generator': train_generator}
+    before = compile_seconds()
+    for step in self._steps.values():
+      jax.block_until_ready(step(0))
+    self.compile_seconds = compile_seconds() - before
+
+  def seconds(self, name, count):
+    """What each of `count` successive steps took on average."""
+    step, metrics = self._steps[name], None
+    since = time.perf_counter()
+    for i in range(count):
+      metrics = step(i)
+    jax.block_until_ready(metrics)
+    return (time.perf_counter() - since) / count
+
+  def close(self):
+    pass
+
+
+class Authors:
+  """The same steps of the authors' PyTorch code, in a process of its own that works only when it is asked."""
+
+  def __init__(self, checkout, config: Config):
+    command = [sys.executable, '-m', 'abd_jax.benchmark_authors', checkout, str(config.optimisation.batch_size)]
+    self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    self.name = self._answer()
+
+  def _answer(self):
+    for line in self._process.stdout:
+      if line.startswith('answer '):
+        return line.removeprefix('answer ').strip()
+    raise UserError('The authors\' code could not be run: what it says stands above.')
+
+  def seconds(self, name, count):
+    """What each of `count` successive steps took on average."""
+    print(name, count, file=self._process.stdin, flush=True)
+    return float(self._answer())
+
+  def close(self):
+    self._process.stdin.close()
+    self._process.wait(timeout=60)
+
+
+def measure(contestants, repeats, seconds):
+  """Times all steps of all contestants in turn, so that what else the machine does falls on all of them.
+
+  Args:
+    contestants: `Ours` or `Authors`.
+    repeats: figures a step.
+    seconds: about how long each of them is measured.
+
+  Returns:
+    A list as long as `contestants` of {step: Timing}.
+  """
+  found = [{} for _ in contestants]
+  for name in STEPS:
+    counts = [max(1, round(seconds / contestant.seconds(name, 2))) for contestant in contestants]  # and warms up
+    figures = [
+        [contestant.seconds(name, count) for contestant, count in zip(contestants, counts, strict=True)]
+        for _ in range(repeats)
+    ]
+    for timings, of_one in zip(found, zip(*figures, strict=True), strict=True):
+      timings[name] = Timing(of_one)
+  return found
+
+
+def forward_flops(model, *inputs, **kwargs):
+  """Floating-point operations of one forward pass, a multiplication and an addition counted as two.
+
+  Convolutions and dense layers alone, as they are computed: for `UpsampledConv` the 16 products of its four small
+  convolutions a pixel of the small image.
+  """
+  total = 0
+
+  def count(call, args, call_kwargs, context):
+    nonlocal total
+    result = call(*args, **call_kwargs)
+    module = context.module
+    if context.method_name == '__call__' and isinstance(module, (nn.Conv, nn.Dense, UpsampledConv)):
+      fan_in = args[0].shape[-1]
+      taps = 1 if isinstance(module, nn.Dense) else 4 if isinstance(module, UpsampledConv) else np.prod(module.kernel_size)
+      total += 2 * int(np.prod(result.shape)) * fan_in * int(taps)
+    return result
+
+  with nn.intercept_methods(count):
+    jax.eval_shape(lambda key: model.init(key, *inputs, **kwargs), jax.random.key(0))
+  return total
+
+
+def step_flops(config):
+  """{step: floating-point operations}, a backward pass counted as two forward ones.
+
+  ABD's step passes 2B rows through the student and the teacher and samples B; the generator's gradient goes through
+  the teacher to its images alone, which is half a backward pass.
+  """
+  dataset = random_dataset(config, 100)
+  tasks = train.check(dataclasses.replace(config, optimisation=dataclasses.replace(config.optimisation, batch_size=1)), dataset)
+  programs = programs_for(config, tasks, dataset)
+  batch = config.optimisation.batch_size
+  student = batch * forward_flops(programs.networks.classifier, jnp.zeros((1, *tasks.image_shape)), train=False)
+  dreamer = batch * forward_flops(programs.networks.dreamer, jnp.zeros((1, states.LATENT_SIZE)), train=False)
+  return {'first': 3 * student, 'abd': 2 * (3 * student + student) + dreamer, 'generator': 3 * dreamer + 2 * student}
+
+
+def matmul_peak(dtype=jnp.float32, repeats=10):
+  """Operations a second of a large matrix product: what this device really reaches."""
+  size = 2048 if jax.default_backend() == 'cpu' else 8192
+  left = jax.random.normal(jax.random.key(0), (size, size), dtype)
+  product = jax.jit(lambda a: a @ a)
+  jax.block_until_ready(product(left))
+  best = float('inf')
+  for _ in range(repeats):
+    since = time.perf_counter()
+    jax.block_until_ready(product(left))
+    best = min(best, time.perf_counter() - since)
+  return 2 * size**3 / best
+
+
+def run(config, repeats=9, seconds=2.0, against=None):
+  """The whole comparison.
+
+  Args:
+    config: of our steps; the authors' have their own, with the same batch.
+    repeats, seconds: as in `measure`.
+    against: a checkout of the authors' code, or None.
+
+  Returns:
+    What --json writes: {'device', 'peak_flops', 'compile_seconds', 'peak_memory_bytes', 'steps': [...], ...}.
+
+  Raises:
+    UserError: the authors' code cannot be run.
+  """
+  ours = Ours(config)
+  with contextlib.ExitStack() as stack:
+    contestants = [ours]
+    if against:
+      contestants.append(Authors(against, config))
+      stack.callback(contestants[1].close)
+    timings = measure(contestants, repeats, seconds)
+  flops, peak = step_flops(config), matmul_peak()
+  batch = config.optimisation.batch_size
+  rows = []
+  for name in STEPS:
+    row = {
+        'step': name,
+        'milliseconds': 1e3 * timings[0][name].median,
+        'spread': timings[0][name].spread,
+        'steps_per_second': 1 / timings[0][name].median,
+        'images_per_second': batch / timings[0][name].median,
+        'flops_per_second': flops[name] / timings[0][name].median,
+        'share_of_peak': flops[name] / timings[0][name].median / peak,
+    }
+    if against:
+      ratios = [theirs / ours for ours, theirs in zip(*(t[name].seconds for t in timings), strict=True)]
+      row |= {'authors_milliseconds': 1e3 * timings[1][name].median, 'times_as_fast': statistics.median(ratios),
+              'least': min(ratios), 'most': max(ratios)}
+    rows.append(row)
+  return {
+      'device': jax.devices()[0].device_kind,
+      'ours': ours.name,
+      'authors': contestants[1].name if against else None,
+      'student': config.student,
+      'batch_size': batch,
+      'image_size': config.image_size or 32,
+      'repeats': repeats,
+      'peak_flops': peak,
+      'compile_seconds': ours.compile_seconds,
+      'peak_memory_bytes': report.peak_memory_bytes(),
+      'steps': rows,
+  }
+
+
+def markdown_table(found):
+  """What `run` found, for people."""
+  columns = {'step': '{}', 'milliseconds': '{:.1f}', 'spread': '{:.0%}', 'steps_per_second': '{:.2f}',
+             'images_per_second': '{:.0f}', 'share_of_peak': '{:.0%}'}
+  if found['authors']:
+    columns |= {'authors_milliseconds': '{:.1f}', 'times_as_fast': '{:.2f}', 'least': '{:.2f}', 'most': '{:.2f}'}
+  lines = [' | '.join(name.replace('_', ' ') for name in columns), '|'.join('---' for _ in columns)]
+  lines += [' | '.join(form.format(row[name]) for name, form in columns.items()) for row in found['steps']]
+  head = (
+      f'{found["ours"]}' + (f', against {found["authors"]}' if found['authors'] else '') + f', on {found["device"]}:'
+      f' {found["student"]}, batch {found["batch_size"]}, {found["image_size"]} pixels, {found["repeats"]} repeats;'
+      f' a matrix product reaches {found["peak_flops"] / 1e9:.0f} GFLOP/s; compiled in {found["compile_seconds"]:.0f} s;'
+      f' at most {found["peak_memory_bytes"] / 1e9:.2f} GB.'
+  )
+  return head + '\n\n' + ''.join(f'| {line} |\n' for line in lines)
+
+
+def save(found, path):
+  with open(path, 'w') as file:
+    file.write(json.dumps(found, indent=1) + '\n')

@@ -1,0 +1,103 @@
+"""The convolution of every network here: XLA's, but on a single CPU device the kernels of `abd_jax.native`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abd_jax import native
+
+_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+
+
+def conv_general_dilated(images_NHWC, kernel_HWIO, window_strides, padding, **ignored):
+  """What `nn.Conv` calls in the place of `jax.lax.conv_general_dilated`.
+
+  Args:
+    images_NHWC: [N, H, W, C].
+    kernel_HWIO: [kernel height, kernel width, C, F].
+    window_strides: (rows, columns), equal.
+    padding: ((top, bottom), (left, right)) rows and columns of zeros, each less than the kernel's side.
+    ignored: dilations and precision, which no network here sets.
+
+  Returns:
+    [N, H', W', F].
+  """
+  del ignored
+  stride, padding = window_strides[0], tuple(map(tuple, padding))
+  # What is called by name is opaque to XLA, which could not split it over several devices.
+  single = jax.default_backend() == 'cpu' and jax.device_count() == 1
+  if single and images_NHWC.dtype == kernel_HWIO.dtype == jnp.float32 and native.lanes():
+    return _convolve(images_NHWC, kernel_HWIO, stride, padding)
+  return _xla(images_NHWC, kernel_HWIO, stride, padding)
+
+
+def _xla(images, kernel, stride, padding):
+  return jax.lax.conv_general_dilated(images, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
+
+
+def _native(target, shape, stride, padding, instead, *arrays):
+  """One of the kernels where it is compiled for CPU, `instead` on other platforms. Shapes tell the lower border."""
+  # At once for all of a vmap would be a kernel of its own; seeds one after the other are as fast.
+  call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method='sequential')
+  numbers = {'stride': np.int64(stride), 'top': np.int64(padding[0][0]), 'left': np.int64(padding[1][0])}
+  return jax.lax.platform_dependent(*arrays, cpu=functools.partial(call, **numbers), default=instead)
+
+
+def _fits(features):
+  """Whether the kernels' vectors divide so many features."""
+  return features % native.lanes() == 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(images, kernel, stride, padding):
+  xla = functools.partial(_xla, stride=stride, padding=padding)
+  if not _fits(kernel.shape[-1]):
+    return xla(images, kernel)
+  shape = jax.eval_shape(xla, images, kernel).shape
+  return _native('abd_convolve', shape, stride, padding, xla, images, kernel)
+
+
+def _convolve_forward(images, kernel, stride, padding):
+  return _convolve(images, kernel, stride, padding), (images, kernel)
+
+
+def _convolve_backward(stride, padding, kept, upstream):
+  images, kernel = kept
+  return (
+      _image_gradient(images, kernel, upstream, stride, padding),
+      _kernel_gradient(images, kernel, upstream, stride, padding),
+  )
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _mirrored(padding, kernel):
+  """The border for a convolution that goes the other way."""
+  return tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape, padding, strict=False))
+
+
+def _turned(kernel):
+  """The kernel upside down, its channels for its features."""
+  return kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+
+
+def _image_gradient(images, kernel, upstream, stride, padding):
+  if stride == 1:
+    return _convolve(upstream, _turned(kernel), 1, _mirrored(padding, kernel))
+  return jax.linear_transpose(lambda images: _xla(images, kernel, stride, padding), images)(upstream)[0]
+
+
+def _kernel_gradient(images, kernel, upstream, stride, padding):
+  def xla(images, upstream):
+    return jax.linear_transpose(lambda kernel: _xla(images, kernel, stride, padding), kernel)(upstream)[0]
+
+  if _fits(kernel.shape[-1]):
+    return _native('abd_kernel_gradient', kernel.shape, stride, padding, xla, images, upstream)
+  if stride == 1 and _fits(kernel.shape[-2]):  # few features of many channels: images and upstream change places
+    shape = jax.eval_shape(_turned, kernel).shape
+    instead = lambda upstream, images: _turned(xla(images, upstream))  # noqa: E731
+    return _turned(_native('abd_kernel_gradient', shape, 1, _mirrored(padding, kernel), instead, upstream, images))
+  return xla(images, upstream)
