@@ -70,7 +70,8 @@ class Ours:
     programs = programs_for(config, tasks, dataset)
     root = jax.random.key(config.seed)
     images, labels = jax.device_put(tasks.train(1))
-    rows = np.arange(config.optimisation.batch_size, dtype=np.int32)
+    batch = np.arange(config.optimisation.batch_size, dtype=np.int32)
+    rows = np.tile(batch, (programs.learn_steps, 1))
     past, seen = tasks.classes_per_task, 2 * tasks.classes_per_task
     rate = config.optimisation.learning_rate
     student, generator = programs.init_student(root), programs.init_generator(root)
@@ -82,34 +83,37 @@ class Ours:
     def first(step):
       place = np.array([0, Address.LEARN, step], np.int32)
       held['first'], metrics = programs.learn[method.first[0]](
-          held['first'], None, None, images, labels, rows, 0, seen, rate, root, place)
+          held['first'], None, None, images, labels, rows, 0, seen, rate, root, place, programs.learn_steps)
       return metrics
 
     def abd(step):
       place = np.array([1, Address.LEARN, step], np.int32)
       held['abd'], metrics = programs.learn[method.later[0]](
-          held['abd'], teacher, generator, images, labels, rows, past, seen, rate, root, place)
+          held['abd'], teacher, generator, images, labels, rows, past, seen, rate, root, place,
+          programs.learn_steps)
       return metrics
 
     def train_generator(step):
       place = np.array([1, Address.INVERSION, step], np.int32)
-      held['generator'], metrics = programs.invert(held['generator'], teacher, past, root, place)
+      held['generator'], metrics = programs.invert(
+          held['generator'], teacher, past, root, place, programs.invert_steps)
       return metrics
 
     self._steps: dict[str, Callable] = {'first': first, 'abd': abd, 'generator': train_generator}
+    self._steps_per_call = {'first': programs.learn_steps, 'abd': programs.learn_steps, 'generator': programs.invert_steps}
     before = compile_seconds()
     for step in self._steps.values():
       jax.block_until_ready(step(0))
     self.compile_seconds = compile_seconds() - before
 
   def seconds(self, name, count):
-    """What each of `count` successive steps took on average."""
-    step, metrics = self._steps[name], None
+    """What each of `count` successive steps took on average, in whole calls of --steps_per_call."""
+    step, metrics, calls = self._steps[name], None, -(-count // self._steps_per_call[name])
     since = time.perf_counter()
-    for i in range(count):
-      metrics = step(i)
+    for i in range(calls):
+      metrics = step(i * self._steps_per_call[name])
     jax.block_until_ready(metrics)
-    return (time.perf_counter() - since) / count
+    return (time.perf_counter() - since) / (calls * self._steps_per_call[name])
 
   def close(self):
     pass

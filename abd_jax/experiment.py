@@ -14,6 +14,7 @@ from abd_jax.checkpoint import StopSignal, check_workdir
 from abd_jax.config import Config
 from abd_jax.data import load
 from abd_jax.errors import UserError
+from abd_jax.parallel import keep_compilations
 
 
 def runs_of(config):
@@ -50,7 +51,10 @@ def launch(defaults: Config, do=None):
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger('orbax').setLevel(logging.ERROR)
     try:
-      (do or run_all)(config_lib.config_from_flags(defaults))
+      config = config_lib.config_from_flags(defaults)
+      if config.compilation_cache:
+        keep_compilations(Path(config.compilation_cache).expanduser())
+      (do or run_all)(config)
     except UserError as error:
       _refuse(error)
 

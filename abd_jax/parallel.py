@@ -4,6 +4,7 @@ import ctypes
 import functools
 
 import jax
+import jax.numpy as jnp
 
 _compile_seconds = 0.0
 
@@ -72,3 +73,39 @@ def compile_step(step, *, donate=()):
     donate: positions of the arguments that the result replaces, whose memory it may take; never the teacher.
   """
   return CompiledStep(step, donate=donate)
+
+
+def repeat(step, state, length, count):
+  """Several steps as one program: the host is asked once for all of them.
+
+  Args:
+    step: (state, i32[] number of the step within the call) -> (state, {name: scalar}).
+    state: a pytree.
+    length: the most steps of a call, a Python integer; 1 leaves the step as it is, without a loop around it.
+    count: how many of them are made, traced, so that a shorter last call is no other program.
+
+  Returns:
+    (state, {name: f32[length]}), what the steps said, zeros from `count` on.
+  """
+  if length == 1:
+    state, metrics = step(state, 0)
+    return state, jax.tree.map(lambda metric: metric[None], metrics)
+
+  def body(i, carry):
+    state, said = carry
+    state, metrics = step(state, i)
+    return state, jax.tree.map(lambda all_of_it, metric: all_of_it.at[i].set(metric), said, metrics)
+
+  said = jax.tree.map(lambda metric: jnp.zeros((length,), metric.dtype), jax.eval_shape(step, state, 0)[1])
+  return jax.lax.fori_loop(0, count, body, (state, said))
+
+
+def default_steps_per_call(epoch_steps):
+  """An epoch on accelerators, which a launch a step keeps waiting; 1 on CPU, where XLA is slower within loops."""
+  return 1 if jax.default_backend() == 'cpu' else epoch_steps
+
+
+def keep_compilations(folder):
+  """Compilations go to `folder`, and come from there when they are met again, in whatever process."""
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)

@@ -17,8 +17,10 @@ from abd_jax.losses import mask_logits
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Phase
 from abd_jax.models import make_generator, make_student
-from abd_jax.parallel import CompiledStep, compile_step, compiler_options
+from abd_jax.parallel import CompiledStep, compile_step, compiler_options, default_steps_per_call, repeat
 
+# Steps of the inversion between two lines of figures: what an epoch is to the student.
+INVERSION_EPOCH = 100
 EVAL_BATCH = 250
 PREVIEW_IMAGES = 40
 
@@ -63,10 +65,12 @@ class Programs:
     init_student: (key) -> StudentState.
     init_generator: (key) -> GeneratorState.
     optimizer: the student's, to start it afresh.
-    learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, root, place) ->
-      (student, metrics), on the rows `rows` i32[B] of a task's uint8 images and their labels. `place` is i32[3], the
-      (task, phase, step) at which the step's key is found: deriving it outside would be three more dispatches a step.
-    invert: (generator, teacher, past, root, place) -> (generator, metrics).
+    learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, root, place, count)
+      -> (student, metrics), `count` steps on the rows i32[L, B] of a task's uint8 images and their labels. `place` is
+      i32[3], the (task, phase, step) at which the first step's key is found: deriving it outside would be three more
+      dispatches a step. Metrics are f32[L], of which the first `count` mean something.
+    invert: (generator, teacher, past, root, place, count) -> (generator, metrics), likewise.
+    learn_steps, invert_steps: L, the most steps of one call.
     preview: (generator, teacher, past, key) -> (u8[N, H, W, C] synthetic images, i32[N] the teacher's choices, f32[N]
       its confidences).
     evaluate: (variables, images u8[EVAL_BATCH, H, W, C]) -> logits.
@@ -80,6 +84,8 @@ class Programs:
   invert: CompiledStep | None
   preview: CompiledStep | None
   evaluate: CompiledStep
+  learn_steps: int
+  invert_steps: int
 
   def traces(self):
     """How often each step was traced: {name: count}."""
@@ -96,11 +102,15 @@ def programs_for(config, tasks, dataset):
       config.student, generator, tasks.image_shape, tasks.num_classes, tuple(dataset.mean), tuple(dataset.std)
   )
   phases = dict.fromkeys(method.first + method.later)
+  longest_epoch = tasks.largest_train_size(cumulative=method.cumulative) // config.optimisation.batch_size
+  learn_steps, invert_steps = (
+      config.steps_per_call or default_steps_per_call(epoch) for epoch in (longest_epoch, INVERSION_EPOCH)
+  )
   invert = {'init_generator': None, 'invert': None, 'preview': None}
   if method.dreams:
     invert = {
         'init_generator': _init_generator(networks, config.inversion),
-        'invert': _invert(networks, config.inversion, config.optimisation.batch_size),
+        'invert': _invert(networks, config.inversion, config.optimisation.batch_size, invert_steps),
         'preview': _preview(networks),
     }
   return Programs(
@@ -109,6 +119,8 @@ def programs_for(config, tasks, dataset):
       optimizer=states.student_optimizer(config.optimisation),
       learn={p: _learn(p, networks, config.optimisation, config.augmentation, config.hparams) for p in phases},
       evaluate=_evaluate(dataclasses.replace(networks, generator=None)),
+      learn_steps=learn_steps,
+      invert_steps=invert_steps,
       **invert,
   )
 
@@ -146,22 +158,33 @@ def _learn(phase, networks, optimisation, augmentation, hparams):
   dream = functools.partial(inversion.sample, networks.dreamer) if phase.dreams else None
   step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream)
 
-  def learn(student, teacher, generator, images, labels, rows, past, seen, learning_rate, root, place):
-    batch = steps.Batch(images[rows], labels[rows], past, seen, learning_rate)
-    return step(student, teacher, generator, batch, steps.key_at(root, *place))
+  def learn(student, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, root, place, count):
+    task, address, first = place
+
+    def one(student, i):
+      rows = rows_LB[i]
+      batch = steps.Batch(images[rows], labels[rows], past, seen, learning_rate)
+      return step(student, teacher, generator, batch, steps.key_at(root, task, address, first + i))
+
+    return repeat(one, student, len(rows_LB), count)
 
   return compile_step(learn, donate=(0,))
 
 
 @_cached
-def _invert(networks, hparams, batch_size):
+def _invert(networks, hparams, batch_size, steps_per_call):
   update = steps.make_generator_update(
       networks.classifier, networks.dreamer, states.generator_optimizer(hparams), hparams=hparams
   )
   step = steps.make_generator_step(update, batch_size)
 
-  def invert(generator, teacher, past, root, place):
-    return step(generator, teacher, past, steps.key_at(root, *place))
+  def invert(generator, teacher, past, root, place, count):
+    task, address, first = place
+
+    def one(generator, i):
+      return step(generator, teacher, past, steps.key_at(root, task, address, first + i))
+
+    return repeat(one, generator, steps_per_call, count)
 
   return compile_step(invert, donate=(0,))
 

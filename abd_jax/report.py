@@ -134,7 +134,9 @@ def by_row(all_results):
   return rows
 
 
-_OPERATIONAL = ('checkpoint_seconds', 'resume', 'verify_checksum', 'stop_after_task')
+_OPERATIONAL = (
+    'checkpoint_seconds', 'compilation_cache', 'resume', 'steps_per_call', 'verify_checksum', 'stop_after_task',
+)
 
 
 def _mean_and_spread(values, digits=1):

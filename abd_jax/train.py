@@ -17,14 +17,12 @@ from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.models import generator_for, make_generator
 from abd_jax.parallel import compile_seconds
-from abd_jax.programs import EVAL_BATCH, programs_for
+from abd_jax.programs import EVAL_BATCH, INVERSION_EPOCH, programs_for
 from abd_jax.progress import Progress
 from abd_jax.steps import Address, key_at
 
-# Steps of the inversion between two lines of figures: what an epoch is to the student.
-INVERSION_EPOCH = 100
-# The device may lag so many steps behind the loop: enough to keep it busy, little to wait for when asked to stop.
-STEPS_IN_FLIGHT = 2
+# The device may lag so many calls behind the loop: enough to keep it busy, little to wait for when asked to stop.
+CALLS_IN_FLIGHT = 2
 
 
 def run(config, workdir, dataset=None, stop=None):
@@ -107,6 +105,11 @@ class _Record:
     return self.task, self.phase, self.step
 
 
+def _means(calls):
+  """{name: mean over steps} of [({name: f32[L]}, how many of the L steps were made)]."""
+  return {name: float(np.mean(np.concatenate([said[name][:count] for said, count in calls]))) for name in calls[0][0]}
+
+
 class _Run:
   """One run in this process. The states are replaced, never changed; the record is what changes."""
 
@@ -182,12 +185,13 @@ class _Run:
     """Trains the generator against the teacher, and shows what it dreams."""
     past = task * self._tasks.classes_per_task
 
-    def advance(step):
+    def advance(step, count):
       place = np.array([task, Address.INVERSION, step], np.int32)
-      self._generator, metrics = self._programs.invert(self._generator, self._teacher, past, self._root, place)
+      self._generator, metrics = self._programs.invert(self._generator, self._teacher, past, self._root, place, count)
       return metrics
 
-    self._loop(task, 'inversion', self._config.inversion.inversion_steps, INVERSION_EPOCH, advance)
+    steps = self._config.inversion.inversion_steps
+    self._loop(task, 'inversion', steps, INVERSION_EPOCH, self._programs.invert_steps, advance)
     images, labels, confidences = self._programs.preview(
         self._generator, self._teacher, past, key_at(self._root, task, Address.PREVIEW)
     )
@@ -208,39 +212,43 @@ class _Run:
       self._student = self._student.replace(opt_state=self._programs.optimizer.init(self._student.params))
     order, order_epoch = None, None
 
-    def advance(step):
+    def advance(step, count):
       nonlocal order, order_epoch
-      epoch, place = divmod(step, steps_per_epoch)
+      epoch, first = divmod(step, steps_per_epoch)
       if epoch != order_epoch:
         order, order_epoch = epoch_order(self._num_images, self._config.seed, task, int(address), epoch), epoch
-      rows = order[place * settings.batch_size : (place + 1) * settings.batch_size].astype(np.int32)
+      rows = np.zeros((self._programs.learn_steps, settings.batch_size), np.int32)
+      rows[:count] = order[first * settings.batch_size : (first + count) * settings.batch_size].reshape(count, -1)
       rate = settings.learning_rate * 0.1 ** sum(epoch >= mark for mark in settings.decay_at)
       self._student, metrics = self._programs.learn[phase](
           self._student, self._teacher, self._generator if phase.dreams else None, images, labels, rows, past, seen, rate,
-          self._root, np.array([task, address, step], np.int32),
+          self._root, np.array([task, address, step], np.int32), count,
       )
       return metrics
 
-    self._loop(task, phase.name, settings.epochs * steps_per_epoch, steps_per_epoch, advance)
+    total = settings.epochs * steps_per_epoch
+    self._loop(task, phase.name, total, steps_per_epoch, self._programs.learn_steps, advance)
 
-  def _loop(self, task, name, total, epoch_steps, advance):
-    """Steps to the end of a phase; saves when it is time, stops when asked."""
+  def _loop(self, task, name, total, epoch_steps, steps_per_call, advance):
+    """Steps to the end of a phase, a call never beyond an epoch's; saves when it is time, stops when asked."""
     record = self._record
     kind = 'inversion' if name == 'inversion' else 'train'
     recent = []
     self._progress.begin(task + 1, name, record.step, total)
     with self._timed(kind) as clock:
-      for step in range(record.step, total):
-        recent.append(advance(step))
-        jax.block_until_ready(recent[-STEPS_IN_FLIGHT:][0])
-        record.step = step + 1
-        record.steps[kind] += 1
-        self._progress.step(step + 1)
-        if (step + 1) % epoch_steps == 0 or step + 1 == total:
-          means = {key: float(np.mean([figures[key] for figures in jax.device_get(recent)])) for key in recent[0]}
-          epoch = step // epoch_steps + 1
-          self._log.write(record.place, task=task + 1, phase=name, epoch=epoch, steps=len(recent), **means)
-          self._progress.epoch(step + 1, means)
+      while record.step < total:
+        count = min(steps_per_call, epoch_steps - record.step % epoch_steps, total - record.step)
+        recent.append((advance(record.step, count), count))
+        jax.block_until_ready(recent[-CALLS_IN_FLIGHT:][0])
+        record.step += count
+        record.steps[kind] += count
+        self._progress.step(record.step)
+        if record.step % epoch_steps == 0 or record.step == total:
+          means = _means(jax.device_get(recent))
+          epoch = -(-record.step // epoch_steps)
+          steps = sum(count for _, count in recent)
+          self._log.write(record.place, task=task + 1, phase=name, epoch=epoch, steps=steps, **means)
+          self._progress.epoch(record.step, means)
           recent.clear()
         stop = self._stop.received
         if stop or self._checkpoints.due:

@@ -59,6 +59,20 @@ def test_each_compiled_step_is_traced_exactly_once(whole_run):
   assert traces == {'learn: first_loss': 1, 'learn: abd_loss': 1, 'invert': 1, 'preview': 1, 'evaluate': 1}
 
 
+def test_several_steps_a_call_come_to_the_same_and_are_traced_once(whole_run, dataset, tmp_path):
+  # Nine steps an epoch in calls of 4, 4 and 1, three of the inversion in one call.
+  several = with_values(TINY, dict(steps_per_call=4))
+  programs.clear()
+  train.run(several, tmp_path, dataset)
+  assert set(programs.programs_for(several, train.check(several, dataset), dataset).traces().values()) == {1}
+  lines = [[json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()] for folder in (tmp_path, whole_run[0])]
+  assert [line['at'] for line in lines[0]] == [line['at'] for line in lines[1]]
+  assert [line.get('steps') for line in lines[0]] == [line.get('steps') for line in lines[1]]
+  # Within a loop XLA fuses otherwise, which a whole run amplifies: the first task, before it does, is held tight.
+  assert lines[0][0]['loss'] == pytest.approx(lines[1][0]['loss'], rel=1e-4)
+  assert lines[0][1]['accuracy'] == pytest.approx(lines[1][1]['accuracy'], abs=3)
+
+
 def test_the_teacher_is_bit_identical_after_the_task(whole_run):
   _, _, teachers, _ = whole_run
   assert len(teachers) == 4
