@@ -97,6 +97,8 @@ class Config:
   seed: int = _field(0, 'of class order, initialisation and data order', at_least=0)
   seeds: tuple[int, ...] = _field((), 'several, with commas: one run each', identity=False)
   student: str = _field('resnet32', 'the classifier', choices=tuple(STUDENTS))
+  precision: str = _field('float32', 'of activations; parameters, statistics, losses and inversion terms are float32',
+                          choices=('float32', 'bfloat16'))
   steps_per_call: int = _field(0, 'steps that the device makes without asking the host; 0: 1 on CPU, elsewhere an epoch, or'
                                ' 100 of the inversion', at_least=0, identity=False)
   compilation_cache: str = _field('', 'a folder that keeps compilations for later processes; empty: none', identity=False)

@@ -25,8 +25,9 @@ def apply_with_batch_norm_inputs(model, variables, images_NHWC):
 
   def record(call, args, kwargs, context):
     if isinstance(context.module, nn.BatchNorm) and context.method_name == '__call__':
-      axes = tuple(range(args[0].ndim - 1))
-      statistics[context.module.path] = jnp.mean(args[0], axes), jnp.var(args[0], axes)
+      reached = args[0].astype(jnp.float32)  # whatever the activations are kept in
+      axes = tuple(range(reached.ndim - 1))
+      statistics[context.module.path] = jnp.mean(reached, axes), jnp.var(reached, axes)
     return call(*args, **kwargs)
 
   with nn.intercept_methods(record):

@@ -34,6 +34,7 @@ class Networks:
     image_shape: (H, W, C).
     num_classes: of the head.
     mean, std: per channel, what images are standardised by.
+    precision: of the activations, 'float32' or 'bfloat16'.
   """
 
   student: str
@@ -42,14 +43,15 @@ class Networks:
   num_classes: int
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  precision: str = 'float32'
 
   @property
   def classifier(self):
-    return make_student(self.student, self.num_classes)
+    return make_student(self.student, self.num_classes, self.precision)
 
   @property
   def dreamer(self):
-    return make_generator(self.generator, self.image_shape)
+    return make_generator(self.generator, self.image_shape, self.precision)
 
   @property
   def normalise(self):
@@ -99,7 +101,8 @@ def programs_for(config, tasks, dataset):
   method = METHODS[config.method]
   generator = config.inversion.generator if method.dreams else None
   networks = Networks(
-      config.student, generator, tasks.image_shape, tasks.num_classes, tuple(dataset.mean), tuple(dataset.std)
+      config.student, generator, tasks.image_shape, tasks.num_classes, tuple(dataset.mean), tuple(dataset.std),
+      config.precision,
   )
   phases = dict.fromkeys(method.first + method.later)
   longest_epoch = tasks.largest_train_size(cumulative=method.cumulative) // config.optimisation.batch_size

@@ -16,9 +16,9 @@ from abd_jax.data.tasks import epoch_order
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.models import generator_for, make_generator
-from abd_jax.parallel import compile_seconds
 from abd_jax.programs import EVAL_BATCH, INVERSION_EPOCH, programs_for
 from abd_jax.progress import Progress
+from abd_jax.record import Record
 from abd_jax.steps import Address, key_at
 
 # The device may lag so many calls behind the loop: enough to keep it busy, little to wait for when asked to stop.
@@ -82,29 +82,6 @@ def check(config, dataset):
   return tasks
 
 
-@dataclasses.dataclass
-class _Record:
-  """Where a run stands and what it has measured: what a checkpoint says in JSON.
-
-  `phase` counts the inversion and the method's phases within a task, `step` within a phase.
-  """
-
-  task: int = 0
-  phase: int = 0
-  step: int = 0
-  holds: list = dataclasses.field(default_factory=list)
-  accuracy_matrix: list = dataclasses.field(default_factory=list)
-  accuracy_matrix_local: list = dataclasses.field(default_factory=list)
-  accuracy_after_task: list = dataclasses.field(default_factory=list)
-  seconds: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train', 'eval', 'compile', 'total'), 0.0))
-  steps: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train'), 0))
-  peak_memory_bytes: int = 0
-
-  @property
-  def place(self):
-    return self.task, self.phase, self.step
-
-
 def _means(calls):
   """{name: mean over steps} of [({name: f32[L]}, how many of the L steps were made)]."""
   return {name: float(np.mean(np.concatenate([said[name][:count] for said, count in calls]))) for name in calls[0][0]}
@@ -120,7 +97,7 @@ class _Run:
     self._programs = programs_for(config, tasks, dataset)
     self._root = jax.random.key(config.seed)
     self._log = MetricsLog(workdir / 'metrics.jsonl')
-    self._record = _Record()
+    self._record = Record()
     self._student = self._teacher = self._generator = None
     self._saved_at = time.monotonic()
 
@@ -235,7 +212,7 @@ class _Run:
     kind = 'inversion' if name == 'inversion' else 'train'
     recent = []
     self._progress.begin(task + 1, name, record.step, total)
-    with self._timed(kind) as clock:
+    with record.timed(kind) as clock:
       while record.step < total:
         count = min(steps_per_call, epoch_steps - record.step % epoch_steps, total - record.step)
         recent.append((advance(record.step, count), count))
@@ -267,7 +244,7 @@ class _Run:
     """Adds a row to the accuracy matrices."""
     record = self._record
     logits, labels = [], []
-    with self._timed('eval'):
+    with record.timed('eval'):
       for earlier in range(task + 1):
         images, its_labels = self._tasks.test(earlier)
         logits.append(self._logits(images))
@@ -295,22 +272,7 @@ class _Run:
       found.append(np.asarray(self._programs.evaluate(self._student.variables, padded))[: len(part)])
     return np.concatenate(found)
 
-  # Keeping and accounting.
-
-  @contextlib.contextmanager
-  def _timed(self, kind):
-    """Adds the time inside to the record, compilation apart; the value adds what has passed so far."""
-    since, compiled = time.monotonic(), compile_seconds()
-
-    def clock():
-      nonlocal since, compiled
-      now, compiled_now = time.monotonic(), compile_seconds()
-      self._record.seconds['compile'] += compiled_now - compiled
-      self._record.seconds[kind] += now - since - (compiled_now - compiled)
-      since, compiled = now, compiled_now
-
-    yield clock
-    clock()
+  # Keeping.
 
   def _states(self):
     held = {'student': self._student, 'teacher': self._teacher, 'generator': self._generator}
@@ -329,9 +291,9 @@ class _Run:
     shapes['teacher'] = states.TeacherState(shapes['student'].params, shapes['student'].batch_stats)
     if self._method.dreams:
       shapes['generator'] = jax.eval_shape(self._programs.init_generator, self._root)
-    saved = self._checkpoints.restore(lambda record: {name: shapes[name] for name in _Record(**record).holds})
+    saved = self._checkpoints.restore(lambda record: {name: shapes[name] for name in Record(**record).holds})
     if saved is not None:
-      self._record, restored = _Record(**saved[0]), saved[1]
+      self._record, restored = Record(**saved[0]), saved[1]
       self._student, self._teacher = restored['student'], restored.get('teacher')
       self._generator = restored.get('generator')
       task, phase, step = self._record.place

@@ -66,3 +66,12 @@ def test_statistics_term_vanishes_when_the_layers_store_what_the_batch_has(class
   terms = inversion.inversion_terms(model, variables, images, 4)
   np.testing.assert_allclose(terms['statistics'], 0, atol=1e-5)
   assert inversion.inversion_terms(model, variables, images + 1, 4)['statistics'] > 1e-3
+
+
+def test_terms_and_statistics_are_float32_whatever_the_activations_are(classifier):
+  model, variables, images = classifier
+  half = make_student('resnet8', 4, 'bfloat16')
+  _, statistics = inversion.apply_with_batch_norm_inputs(half, variables, images)
+  terms = inversion.inversion_terms(half, variables, images, 3)
+  assert {leaf.dtype for leaf in jax.tree.leaves((statistics, terms))} == {jnp.dtype('float32')}
+  chex.assert_trees_all_close(terms, inversion.inversion_terms(model, variables, images, 3), rtol=0.03)

@@ -86,3 +86,29 @@ def test_generator_is_chosen_by_size():
   chosen = [generator_for('auto', (side, side, 3)) for side in (48, 52, 96, 100)]
   assert chosen == ['cifar', 'tiny', 'tiny', 'imagenet']
   assert generator_for('cifar', (224, 224, 3)) == 'cifar'
+
+
+@pytest.mark.parametrize('build, example', [
+    (lambda dtype: make_student('resnet8', 7, dtype), jnp.zeros((4, 8, 8, 3))),
+    (lambda dtype: make_generator('cifar', (8, 8, 3), dtype), jnp.zeros((4, LATENT_SIZE))),
+])
+def test_bfloat16_is_for_activations_alone(build, example):
+  model = build('bfloat16')
+  variables = initial(model, example)
+  result, updates = jax.eval_shape(lambda v: model.apply(v, example, train=True, mutable=['batch_stats']), variables)
+  assert {leaf.dtype for leaf in jax.tree.leaves((variables, result, updates))} == {jnp.dtype('float32')}
+  seen = set()
+
+  def record(call, args, kwargs, context):
+    result = call(*args, **kwargs)
+    if isinstance(context.module, nn.Conv):
+      seen.add(result.dtype.name)
+    return result
+
+  with nn.intercept_methods(record):
+    jax.eval_shape(lambda v: model.apply(v, example, train=False), variables)
+  assert seen == {'bfloat16'}
+  # Eight bits of mantissa: what comes of it is near what float32 gives, and is not that.
+  images = jax.random.normal(jax.random.key(2), example.shape)
+  near, exact = (build(dtype).apply(variables, images, train=False) for dtype in ('bfloat16', 'float32'))
+  assert 0 < float(jnp.max(jnp.abs(near - exact))) < 0.1 * float(jnp.max(jnp.abs(exact)))

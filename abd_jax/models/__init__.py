@@ -2,6 +2,8 @@
 
 import functools
 
+import jax.numpy as jnp
+
 from abd_jax.models.generator import Generator
 from abd_jax.models.resnet import ResNet
 
@@ -18,9 +20,9 @@ GENERATORS = {
 }
 
 
-def make_student(name, num_classes):
-  """The classifier called `name`, with a head of `num_classes` logits."""
-  return STUDENTS[name](num_classes=num_classes)
+def make_student(name, num_classes, dtype=jnp.float32):
+  """The classifier called `name`, with a head of `num_classes` logits and activations of type `dtype`."""
+  return STUDENTS[name](num_classes=num_classes, dtype=jnp.dtype(dtype))
 
 
 def generator_for(name, image_shape):
@@ -31,10 +33,10 @@ def generator_for(name, image_shape):
   return 'cifar' if side <= 48 else 'tiny' if side <= 96 else 'imagenet'
 
 
-def make_generator(name, image_shape):
-  """The generator called `name` ('auto': by size) for images of shape (H, W, C).
+def make_generator(name, image_shape, dtype=jnp.float32):
+  """The generator called `name` ('auto': by size) for images of shape (H, W, C), with activations of type `dtype`.
 
   Raises:
     ValueError: a side is not a multiple of what the generator doubles up to.
   """
-  return GENERATORS[generator_for(name, image_shape)](image_shape=tuple(image_shape))
+  return GENERATORS[generator_for(name, image_shape)](image_shape=tuple(image_shape), dtype=jnp.dtype(dtype))

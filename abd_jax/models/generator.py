@@ -1,6 +1,7 @@
 """The convolutional generator that dreams: latent vectors to images in the classifier's normalised pixel space."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,13 +19,15 @@ class UpsampledConv(nn.Module):
   """
 
   features: int
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, images_NHWC):
     batch, height, width, channels = images_NHWC.shape
     bound = (9 * channels) ** -0.5  # U(+-1 / sqrt(fan_in)) for weight and bias
     kernel = self.param('kernel', uniform_within(bound), (3, 3, channels, self.features))
-    bias = self.param('bias', uniform_within(bound), (self.features,))
+    bias = self.param('bias', uniform_within(bound), (self.features,)).astype(self.dtype)
+    images_NHWC = images_NHWC.astype(self.dtype)
     # An even row sees the row above it and, twice, its own; an odd row its own twice, then the row below. So columns.
     rows = jnp.stack([kernel[0], kernel[1] + kernel[2]]), jnp.stack([kernel[0] + kernel[1], kernel[2]])
     parts = []
@@ -32,7 +35,7 @@ class UpsampledConv(nn.Module):
       columns = (taps[:, 0], taps[:, 1] + taps[:, 2]), (taps[:, 0] + taps[:, 1], taps[:, 2])
       for odd_column, pair in enumerate(columns):
         border = ((1 - odd_row, odd_row), (1 - odd_column, odd_column))
-        small = jnp.stack(pair, axis=1)
+        small = jnp.stack(pair, axis=1).astype(self.dtype)
         parts.append(conv_general_dilated(images_NHWC, small, (1, 1), border))
     parts = jnp.stack(parts).reshape(2, 2, batch, height, width, self.features)
     return parts.transpose(2, 3, 0, 4, 1, 5).reshape(batch, 2 * height, 2 * width, self.features) + bias
@@ -48,11 +51,13 @@ class Generator(nn.Module):
     image_shape: (H, W, C) of the images made.
     stem_width: channels after the linear layer.
     stage_widths: channels of each stage; both sides must be multiples of 2 ** len(stage_widths).
+    dtype: of the activations; parameters, statistics and the images made are float32.
   """
 
   image_shape: tuple[int, int, int]
   stem_width: int
   stage_widths: tuple[int, ...]
+  dtype: Any = jnp.float32
 
   def __post_init__(self):
     factor = 2 ** len(self.stage_widths)
@@ -64,7 +69,9 @@ class Generator(nn.Module):
   @nn.compact
   def __call__(self, latents_NZ, train):
     """f32[N, H, W, C] images of f32[N, Z] standard normal latents."""
-    norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, use_fast_variance=False)
+    norm = functools.partial(
+        nn.BatchNorm, use_running_average=not train, momentum=0.9, use_fast_variance=False, dtype=self.dtype
+    )
     height, width, channels = self.image_shape
     factor = 2 ** len(self.stage_widths)
     small = (height // factor, width // factor, self.stem_width)
@@ -75,11 +82,12 @@ class Generator(nn.Module):
         small[0] * small[1] * small[2],
         kernel_init=kernel_init,
         bias_init=uniform_within(latents_NZ.shape[-1] ** -0.5),
+        dtype=self.dtype,
         name='stem',
     )
     x = norm(epsilon=1e-5, name='bn0')(stem(latents_NZ).reshape(-1, *small))
     for stage, features in enumerate(self.stage_widths, start=1):
-      x = UpsampledConv(features, name=f'conv{stage}')(x)
+      x = UpsampledConv(features, self.dtype, name=f'conv{stage}')(x)
       x = norm(epsilon=0.8, name=f'bn{stage}')(x)
       x = nn.leaky_relu(x, 0.2)
     last = nn.Conv(
@@ -89,6 +97,8 @@ class Generator(nn.Module):
         conv_general_dilated=conv_general_dilated,
         kernel_init=kernel_init,
         bias_init=uniform_within((9 * x.shape[-1]) ** -0.5),
+        dtype=self.dtype,
         name='conv_out',
     )
-    return norm(epsilon=1e-5, use_bias=False, use_scale=False, name='bn_out')(jnp.tanh(last(x)))
+    pixels = jnp.tanh(last(x).astype(jnp.float32))
+    return norm(epsilon=1e-5, use_bias=False, use_scale=False, dtype=jnp.float32, name='bn_out')(pixels)

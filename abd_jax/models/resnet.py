@@ -8,6 +8,7 @@
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -38,13 +39,15 @@ class BasicBlock(nn.Module):
 
   width: int
   stride: int = 1
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, images_NHWC, train):
-    norm = functools.partial(_BatchNorm, use_running_average=not train)
-    residual = _Conv(self.width, strides=self.stride, name='conv1')(images_NHWC)
+    conv = functools.partial(_Conv, self.width, dtype=self.dtype)
+    norm = functools.partial(_BatchNorm, use_running_average=not train, dtype=self.dtype)
+    residual = conv(strides=self.stride, name='conv1')(images_NHWC)
     residual = nn.relu(norm(name='bn1')(residual))
-    residual = norm(name='bn2')(_Conv(self.width, name='conv2')(residual))
+    residual = norm(name='bn2')(conv(name='conv2')(residual))
     shortcut = images_NHWC[:, :: self.stride, :: self.stride]
     missing = self.width - shortcut.shape[-1]
     shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
@@ -57,10 +60,12 @@ class ResNet(nn.Module):
   Attributes:
     blocks_per_stage: residual blocks in each of the three stages.
     num_classes: logits of the head, classes not met yet included.
+    dtype: of the activations; parameters, statistics, features and logits are float32.
   """
 
   blocks_per_stage: int
   num_classes: int
+  dtype: Any = jnp.float32
 
   def setup(self):
     self.head = nn.Dense(
@@ -72,13 +77,13 @@ class ResNet(nn.Module):
   @nn.compact
   def features(self, images_NHWC, train):
     """f32[N, D]: the penultimate features of f32[N, H, W, C] normalised images, D = 64."""
-    x = _Conv(STAGE_WIDTHS[0], name='conv1')(images_NHWC)
-    x = nn.relu(_BatchNorm(use_running_average=not train, name='bn1')(x))
+    x = _Conv(STAGE_WIDTHS[0], dtype=self.dtype, name='conv1')(images_NHWC)
+    x = nn.relu(_BatchNorm(use_running_average=not train, dtype=self.dtype, name='bn1')(x))
     for stage, width in enumerate(STAGE_WIDTHS, start=1):
       for block in range(self.blocks_per_stage):
         stride = 2 if stage > 1 and block == 0 else 1
-        x = BasicBlock(width, stride, name=f'layer{stage}_{block}')(x, train)
-    return jnp.mean(x, axis=(1, 2))
+        x = BasicBlock(width, stride, self.dtype, name=f'layer{stage}_{block}')(x, train)
+    return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
   def classify(self, features_ND):
     """f32[N, K]: the logits of f32[N, D] features."""

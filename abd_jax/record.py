@@ -1,0 +1,45 @@
+"""Where a run stands and what it has measured."""
+
+import contextlib
+import dataclasses
+import time
+
+from abd_jax.parallel import compile_seconds
+
+
+@dataclasses.dataclass
+class Record:
+  """What a checkpoint says in JSON.
+
+  `phase` counts the inversion and the method's phases within a task, `step` within a phase.
+  """
+
+  task: int = 0
+  phase: int = 0
+  step: int = 0
+  holds: list = dataclasses.field(default_factory=list)
+  accuracy_matrix: list = dataclasses.field(default_factory=list)
+  accuracy_matrix_local: list = dataclasses.field(default_factory=list)
+  accuracy_after_task: list = dataclasses.field(default_factory=list)
+  seconds: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train', 'eval', 'compile', 'total'), 0.0))
+  steps: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train'), 0))
+  peak_memory_bytes: int = 0
+
+  @property
+  def place(self):
+    return self.task, self.phase, self.step
+
+  @contextlib.contextmanager
+  def timed(self, kind):
+    """Adds the time inside to `seconds`, compilation apart; the value, called, adds what has passed so far."""
+    since, compiled = time.monotonic(), compile_seconds()
+
+    def clock():
+      nonlocal since, compiled
+      now, compiled_now = time.monotonic(), compile_seconds()
+      self.seconds['compile'] += compiled_now - compiled
+      self.seconds[kind] += now - since - (compiled_now - compiled)
+      since, compiled = now, compiled_now
+
+    yield clock
+    clock()
