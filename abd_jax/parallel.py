@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _compile_seconds = 0.0
 
@@ -45,6 +46,30 @@ def _return_freed_memory():
     pass
 
 
+@functools.cache
+def _mesh():
+  """All devices in a row; None where there is but one."""
+  return Mesh(jax.devices(), ('data',)) if jax.device_count() > 1 else None
+
+
+def split_rows(rows):
+  """A batch inside a compiled step, every device with its share of the rows.
+
+  XLA then finds the collectives: BatchNorm and the statistics of the inversion are those of the whole batch.
+  """
+  return rows if _mesh() is None else jax.lax.with_sharding_constraint(rows, NamedSharding(_mesh(), PartitionSpec('data')))
+
+
+def _everywhere():
+  """The placement of what every device holds whole: states, a task's images, metrics."""
+  return None if _mesh() is None else NamedSharding(_mesh(), PartitionSpec())
+
+
+def put(tree):
+  """The arrays on the device, or whole on every device."""
+  return jax.device_put(tree, _everywhere())
+
+
 class CompiledStep:
   """A jitted step that knows how often it was traced: once a run is what the masks are for."""
 
@@ -55,7 +80,9 @@ class CompiledStep:
       return step(*args)
 
     self.traces = 0
-    self._call = jax.jit(traced, donate_argnums=donate, compiler_options=compiler_options())
+    self._call = jax.jit(
+        traced, donate_argnums=donate, out_shardings=_everywhere(), compiler_options=compiler_options()
+    )
 
   def __call__(self, *args):
     traces = self.traces

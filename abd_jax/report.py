@@ -23,6 +23,9 @@ from abd_jax.checkpoint import write_whole
 from abd_jax.errors import UserError
 
 
+_PLACES = ('workdir', 'data_dir', 'seeds', 'compilation_cache')
+
+
 @dataclasses.dataclass(frozen=True)
 class Results:
   """results.json. Accuracies are percentages on test images; see `metrics` for the definitions."""
@@ -63,11 +66,18 @@ class Results:
     path = Path(path)
     path = path / 'results.json' if path.is_dir() else path
     try:
-      return cls(**json.loads(path.read_text()))
+      results = cls(**json.loads(path.read_text()))
+      # An earlier version did not have every flag: its runs were made as the defaults now say.
+      return dataclasses.replace(results, config=_flags_of(config_lib.Config()) | results.config)
     except OSError as error:
       raise UserError(f'{path} cannot be read: {error.strerror}.') from None
     except (ValueError, TypeError) as error:
       raise UserError(f'{path} is not a results.json: {error}.') from None
+
+
+def _flags_of(config):
+  """{flag: value} of what a run was told, where it read and wrote apart."""
+  return {name: value for name, value in config_lib.as_dict(config).items() if name not in _PLACES}
 
 
 def _square(rows):
@@ -114,9 +124,7 @@ def make_results(config, dataset, tasks, record, memory_held) -> Results:
       peak_memory_bytes=record.peak_memory_bytes,
       device=jax.devices()[0].device_kind,
       versions={'abd_jax': __version__, 'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
-      config={
-          name: value for name, value in config_lib.as_dict(config).items() if name not in ('workdir', 'data_dir', 'seeds')
-      },
+      config=_flags_of(config),
   )
 
 
@@ -134,9 +142,7 @@ def by_row(all_results):
   return rows
 
 
-_OPERATIONAL = (
-    'checkpoint_seconds', 'compilation_cache', 'resume', 'steps_per_call', 'verify_checksum', 'stop_after_task',
-)
+_OPERATIONAL = ('checkpoint_seconds', 'resume', 'steps_per_call', 'verify_checksum', 'stop_after_task')
 
 
 def _mean_and_spread(values, digits=1):

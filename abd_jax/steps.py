@@ -15,6 +15,7 @@ import optax
 from abd_jax import inversion
 from abd_jax.losses import mask_logits
 from abd_jax.methods.interface import Rows, View, stack_rows
+from abd_jax.parallel import split_rows
 from abd_jax.states import LATENT_SIZE
 
 
@@ -75,7 +76,7 @@ def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0)
 
   def update(student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate):
     num_real = len(labels)
-    images = stack_rows(real_images, synthetic_images)
+    images = split_rows(stack_rows(real_images, synthetic_images))
     teacher_features = teacher_logits = None
     if teacher is not None:
       teacher_features = model.apply(teacher.variables, images, train=False, method='features')
@@ -127,10 +128,10 @@ def make_student_step(update, augment, normalise, dream=None):
 
   def step(student, teacher, generator, batch, key):
     augment_key, latent_key = jax.random.split(key)
-    real = normalise(augment(batch.images, augment_key))
+    real = normalise(augment(split_rows(batch.images), augment_key))
     synthetic = None
     if dream is not None:
-      synthetic = dream(generator, jax.random.normal(latent_key, (len(batch.labels), LATENT_SIZE)))
+      synthetic = dream(generator, split_rows(jax.random.normal(latent_key, (len(batch.labels), LATENT_SIZE))))
     return update(student, teacher, real, batch.labels, synthetic, batch.past, batch.seen, batch.learning_rate)
 
   return step
@@ -165,7 +166,7 @@ def make_generator_step(update, batch_size):
   """step(generator, teacher, past, key) -> (generator, metrics), on latents drawn from the key."""
 
   def step(generator, teacher, past, key):
-    return update(generator, teacher, jax.random.normal(key, (batch_size, LATENT_SIZE)), past)
+    return update(generator, teacher, split_rows(jax.random.normal(key, (batch_size, LATENT_SIZE))), past)
 
   return step
 

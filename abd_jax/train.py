@@ -16,6 +16,7 @@ from abd_jax.data.tasks import epoch_order
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.models import generator_for, make_generator
+from abd_jax.parallel import put
 from abd_jax.programs import EVAL_BATCH, INVERSION_EPOCH, programs_for
 from abd_jax.progress import Progress
 from abd_jax.record import Record
@@ -66,6 +67,10 @@ def check(config, dataset):
       dataset, config.num_tasks, num_classes=config.num_classes, seed=config.seed, image_size=config.image_size
   )
   sizes = tasks.train_sizes(cumulative=METHODS[config.method].cumulative)
+  if config.optimisation.batch_size % jax.device_count():
+    raise UserError(
+        f'--batch_size={config.optimisation.batch_size} cannot be split evenly over {jax.device_count()} devices.'
+    )
   if min(sizes) < config.optimisation.batch_size:
     raise UserError(
         f'--batch_size={config.optimisation.batch_size} is larger than task {int(np.argmin(sizes)) + 1}, which has'
@@ -145,7 +150,7 @@ class _Run:
     self._num_images = len(images)
     missing = self._tasks.largest_train_size(cumulative=self._method.cumulative) - len(images)
     images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    return jax.device_put(images), jax.device_put(np.pad(labels, (0, missing)))
+    return put((images, np.pad(labels, (0, missing))))
 
   def _begin(self, task):
     """Teacher, generator and student as the task finds them; a second call changes nothing."""
@@ -293,7 +298,7 @@ class _Run:
       shapes['generator'] = jax.eval_shape(self._programs.init_generator, self._root)
     saved = self._checkpoints.restore(lambda record: {name: shapes[name] for name in Record(**record).holds})
     if saved is not None:
-      self._record, restored = Record(**saved[0]), saved[1]
+      self._record, restored = Record(**saved[0]), put(saved[1])
       self._student, self._teacher = restored['student'], restored.get('teacher')
       self._generator = restored.get('generator')
       task, phase, step = self._record.place

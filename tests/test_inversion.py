@@ -71,7 +71,8 @@ def test_statistics_term_vanishes_when_the_layers_store_what_the_batch_has(class
 def test_terms_and_statistics_are_float32_whatever_the_activations_are(classifier):
   model, variables, images = classifier
   half = make_student('resnet8', 4, 'bfloat16')
-  _, statistics = inversion.apply_with_batch_norm_inputs(half, variables, images)
-  terms = inversion.inversion_terms(half, variables, images, 3)
-  assert {leaf.dtype for leaf in jax.tree.leaves((statistics, terms))} == {jnp.dtype('float32')}
-  chex.assert_trees_all_close(terms, inversion.inversion_terms(model, variables, images, 3), rtol=0.03)
+  logits, statistics = jax.eval_shape(lambda x: inversion.apply_with_batch_norm_inputs(half, variables, x), images)
+  assert {leaf.dtype for leaf in jax.tree.leaves((logits, statistics))} == {jnp.dtype('float32')}
+  ours, exact = (jax.jit(lambda x, m=m: inversion.inversion_terms(m, variables, x, 3))(images) for m in (half, model))
+  assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype('float32')}
+  chex.assert_trees_all_close(ours, exact, rtol=0.03)

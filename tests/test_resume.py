@@ -17,8 +17,8 @@ from tests.test_train import final_states
 ROOT = Path(__file__).parent.parent
 KILLS = 10
 COMMAND = [
-    sys.executable, 'experiments/digits.py', '--method=abd', '--num_tasks=5', '--epochs=4', '--decay_at=2',
-    '--inversion_steps=20', '--checkpoint_seconds=0.2',
+    sys.executable, 'experiments/digits.py', '--method=abd', '--num_tasks=5', '--epochs=3', '--decay_at=2',
+    '--inversion_steps=15', '--checkpoint_seconds=0.1',
 ]
 
 
@@ -64,7 +64,7 @@ def test_ten_kills(whole, tmp_path):
     run = start(tmp_path / 'run')
     places.add(wait_until_it_works(run))
     # At whatever it does then: inverting, learning, evaluating, writing a checkpoint.
-    time.sleep(moment.uniform(0, 0.7))
+    time.sleep(moment.uniform(0, 0.5))
     run.kill()
     run.communicate(timeout=60)
   finish(start(tmp_path / 'run'))

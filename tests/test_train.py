@@ -304,3 +304,11 @@ def test_results_that_are_none(tmp_path):
   (tmp_path / 'results.json').write_text('{"method": "abd"}')
   with pytest.raises(UserError, match='is not a results.json'):
     report.Results.load(tmp_path)
+
+
+def test_results_of_a_version_with_fewer_flags_read_as_its_defaults(whole_run, tmp_path):
+  workdir, results, *_ = whole_run
+  older = json.loads((workdir / 'results.json').read_text())
+  del older['config']['precision']
+  (tmp_path / 'results.json').write_text(json.dumps(older))
+  assert report.Results.load(tmp_path) == results
