@@ -1,0 +1,75 @@
+"""The benchmark: its counting by hand, its comparison with a stand-in for the authors' process."""
+
+import sys
+import textwrap
+
+import jax.numpy as jnp
+import pytest
+
+from abd_jax import benchmark, config
+from abd_jax.errors import UserError
+from abd_jax.models import make_generator, make_student
+from abd_jax.models.generator import UpsampledConv
+
+SMALL = config.with_values(
+    config.Config(), dict(dataset='random', num_tasks=10, student='resnet8', image_size=8, batch_size=8, color_jitter=False)
+)
+
+
+def test_operations_of_a_residual_network():
+  # ResNet-8 on 8x8x3, a multiplication and an addition each: stages of 64, 16 and 4 pixels.
+  stem, stage1 = 64 * 9 * 3 * 16, 64 * 9 * (16 * 16 + 16 * 16)
+  stage2, stage3 = 16 * 9 * (16 * 32 + 32 * 32), 4 * 9 * (32 * 64 + 64 * 64)
+  expected = 2 * (stem + stage1 + stage2 + stage3 + 64 * 100)
+  assert benchmark.forward_flops(make_student('resnet8', 100), jnp.zeros((1, 8, 8, 3)), train=False) == expected
+
+
+def test_operations_of_a_generator():
+  # 8x8: a stem of 1000 -> 2x2x128; 4x4x128 and 8x8x64 from four taps of 128 a pixel; then 3x3x64 -> 3.
+  expected = 2 * (1000 * 512 + 16 * 128 * 4 * 128 + 64 * 64 * 4 * 128 + 64 * 3 * 9 * 64)
+  assert benchmark.forward_flops(make_generator('cifar', (8, 8, 3)), jnp.zeros((1, 1000)), train=False) == expected
+  assert benchmark.forward_flops(UpsampledConv(5), jnp.zeros((1, 2, 2, 3))) == 2 * 16 * 5 * 4 * 3
+
+
+def test_a_step_is_three_passes_of_what_it_trains():
+  flops = benchmark.step_flops(SMALL)
+  student = 8 * benchmark.forward_flops(make_student('resnet8', 100), jnp.zeros((1, 8, 8, 3)), train=False)
+  dreamer = 8 * benchmark.forward_flops(make_generator('cifar', (8, 8, 3)), jnp.zeros((1, 1000)), train=False)
+  assert flops == {'first': 3 * student, 'abd': 8 * student + dreamer, 'generator': 3 * dreamer + 2 * student}
+
+
+def test_median_and_spread():
+  timing = benchmark.Timing((1.0, 2.0, 3.0, 4.0, 10.0))
+  # Quartiles of five figures (exclusive): 1.5, 3, 7; half of 5.5 is 2.75.
+  assert timing.median == 3.0 and timing.spread == pytest.approx(2.75 / 3)
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+  """A process that says every step takes it a second."""
+  script = tmp_path / 'authors.py'
+  script.write_text(textwrap.dedent('''
+      import sys
+      print('noise')
+      print('answer a stand-in', flush=True)
+      for line in sys.stdin:
+        print('answer 1.0', flush=True)
+  '''))
+  popen = benchmark.subprocess.Popen
+  monkeypatch.setattr(benchmark.subprocess, 'Popen', lambda command, **kw: popen([sys.executable, str(script)], **kw))
+
+
+def test_both_sides_are_timed_in_turn_and_told_apart(stand_in):
+  found = benchmark.run(SMALL, repeats=2, seconds=0.01, against='anywhere')
+  assert found['authors'] == 'a stand-in' and [row['step'] for row in found['steps']] == list(benchmark.STEPS)
+  for row in found['steps']:
+    assert row['authors_milliseconds'] == 1000
+    assert row['least'] <= row['times_as_fast'] <= row['most']
+    assert row['times_as_fast'] == pytest.approx(1000 / row['milliseconds'], rel=0.7)
+    assert row['images_per_second'] == pytest.approx(8 * row['steps_per_second'])
+  assert '| abd | ' in benchmark.markdown_table(found) and 'a stand-in' in benchmark.markdown_table(found)
+
+
+def test_a_checkout_that_cannot_be_run_is_a_sentence():
+  with pytest.raises(UserError, match='could not be run'):
+    benchmark.Authors('/nowhere', SMALL)
