@@ -80,13 +80,13 @@ class CompiledStep:
       return step(*args)
 
     self.traces = 0
-    self._call = jax.jit(
+    self.jitted = jax.jit(
         traced, donate_argnums=donate, out_shardings=_everywhere(), compiler_options=compiler_options()
     )
 
   def __call__(self, *args):
     traces = self.traces
-    result = self._call(*args)
+    result = self.jitted(*args)
     if self.traces > traces:
       _return_freed_memory()
     return result

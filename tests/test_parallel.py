@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax import parallel
+from abd_jax import config, data, parallel, programs, states, train
+from tests.test_train import TINY
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,6 +66,29 @@ def test_a_batch_that_the_devices_cannot_share_gets_a_sentence():
       env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
   )
   assert process.returncode == 2 and '--batch_size=30 cannot be split evenly over 8 devices.' in process.stderr
+
+
+@pytest.mark.parametrize('platform', ['tpu', 'cuda'])
+def test_every_step_is_lowered_for_accelerators(platform):
+  settings = config.with_values(TINY, dict(steps_per_call=4, precision='bfloat16'))
+  digits = data.load('digits')
+  tasks = train.check(settings, digits)
+  compiled, key = programs.programs_for(settings, tasks, digits), jax.random.key(0)
+  student, generator = jax.eval_shape(compiled.init_student, key), jax.eval_shape(compiled.init_generator, key)
+  teacher = states.TeacherState(student.params, student.batch_stats)
+  images, labels = tasks.train(0)
+  rows, place = np.zeros((4, 32), np.int32), np.zeros(3, np.int32)
+  calls = {'invert': (compiled.invert, (generator, teacher, 2, key, place, 3)),
+           'preview': (compiled.preview, (generator, teacher, 2, key)),
+           'evaluate': (compiled.evaluate, (student.variables, images[:programs.EVAL_BATCH]))}
+  for phase, step in compiled.learn.items():
+    helpers = (teacher, generator) if phase.dreams else (None, None)
+    calls[phase.loss.__name__] = step, (student, *helpers, images, labels, rows, 2, 4, 0.1, key, place, 3)
+  for name, (step, arguments) in calls.items():
+    text = str(jax.export.export(step.jitted, platforms=[platform])(*arguments).mlir_module())
+    # Several steps are a loop; convolutions are XLA's own, and in half precision.
+    assert ('stablehlo.while' in text) or name in ('preview', 'evaluate'), name
+    assert 'bf16' in text and 'stablehlo.convolution' in text and 'abd_convolve"' not in text, name
 
 
 @pytest.mark.parametrize('count', [0, 1, 3])
