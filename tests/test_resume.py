@@ -1,6 +1,7 @@
 """Killed and told to stop: a run that is resumed ends bit-identical to one that was never disturbed."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -15,7 +16,8 @@ import pytest
 from tests.test_train import final_states
 
 ROOT = Path(__file__).parent.parent
-KILLS = 10
+# Ten, when asked: each is a process that starts anew.
+KILLS = int(os.environ.get('ABD_KILLS', '4'))
 COMMAND = [
     sys.executable, 'experiments/digits.py', '--method=abd', '--num_tasks=5', '--epochs=3', '--decay_at=2',
     '--inversion_steps=15', '--checkpoint_seconds=0.1',
@@ -57,7 +59,7 @@ def assert_same_end(workdir, whole):
   chex.assert_trees_all_equal(final_states(workdir), final_states(whole))
 
 
-def test_ten_kills(whole, tmp_path):
+def test_kills(whole, tmp_path):
   moment = random.Random(0)
   places = set()
   for _ in range(KILLS):
@@ -70,7 +72,7 @@ def test_ten_kills(whole, tmp_path):
   finish(start(tmp_path / 'run'))
   assert_same_end(tmp_path / 'run', whole)
   # The kills made a difference: the run resumed at several places, in the middle of phases too.
-  assert len(places) >= 4 and any(place and place[2] for place in places), places
+  assert len(places) > KILLS // 3 and any(place and place[2] for place in places), places
 
 
 def test_sigterm_saves_and_ends_with_status_75(whole, tmp_path):
