@@ -28,7 +28,7 @@ def compile_seconds():
 def compiler_options(*, runs_once=False):
   """What the backend is better told.
 
-  On CPU, of the YNNPACK kernels that XLA prefers by default, the reductions are many times faster than its own, which
+  On CPU, of the YNNPACK kernels that XLA prefers by default, the reductions are faster than its own, which
   is where BatchNorm spends its time, and the rest is slower; and a program that runs once a task takes seconds to
   optimise, milliseconds to run as it is.
   """
