@@ -23,7 +23,7 @@ from abd_jax.data.sources import CIFAR100_MEAN, CIFAR100_STD, Dataset
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.models.generator import UpsampledConv
-from abd_jax.parallel import compile_seconds
+from abd_jax.parallel import compile_seconds, put
 from abd_jax.programs import programs_for
 from abd_jax.steps import Address
 
@@ -68,35 +68,35 @@ class Ours:
     dataset = random_dataset(config)
     tasks = train.check(config, dataset)
     programs = programs_for(config, tasks, dataset)
-    root = jax.random.key(config.seed)
-    images, labels = jax.device_put(tasks.train(1))
+    images, labels = put(tasks.train(1))
     batch = np.arange(config.optimisation.batch_size, dtype=np.int32)
     rows = np.tile(batch, (programs.learn_steps, 1))
     past, seen = tasks.classes_per_task, 2 * tasks.classes_per_task
     rate = config.optimisation.learning_rate
-    student, generator = programs.init_student(root), programs.init_generator(root)
-    teacher = states.freeze(student)
+    place = np.array([config.seed, 0, Address.STUDENT_INIT, 0], np.int32)
+    student, generator = programs.init_student(place), programs.init_generator(place)
+    teacher = programs.freeze(student)
     method = METHODS[config.method]
     # States as they are after the step before, since a step takes over the memory of those it is given.
     held = {'first': student, 'abd': jax.tree.map(jnp.copy, student), 'generator': jax.tree.map(jnp.copy, generator)}
 
     def first(step):
-      place = np.array([0, Address.LEARN, step], np.int32)
+      place = np.array([config.seed, 0, Address.LEARN, step], np.int32)
       held['first'], metrics = programs.learn[method.first[0]](
-          held['first'], None, None, images, labels, rows, 0, seen, rate, root, place, programs.learn_steps)
+          held['first'], None, None, images, labels, rows, 0, seen, rate, place, programs.learn_steps)
       return metrics
 
     def abd(step):
-      place = np.array([1, Address.LEARN, step], np.int32)
+      place = np.array([config.seed, 1, Address.LEARN, step], np.int32)
       held['abd'], metrics = programs.learn[method.later[0]](
-          held['abd'], teacher, generator, images, labels, rows, past, seen, rate, root, place,
+          held['abd'], teacher, generator, images, labels, rows, past, seen, rate, place,
           programs.learn_steps)
       return metrics
 
     def train_generator(step):
-      place = np.array([1, Address.INVERSION, step], np.int32)
+      place = np.array([config.seed, 1, Address.INVERSION, step], np.int32)
       held['generator'], metrics = programs.invert(
-          held['generator'], teacher, past, root, place, programs.invert_steps)
+          held['generator'], teacher, past, place, programs.invert_steps)
       return metrics
 
     self._steps: dict[str, Callable] = {'first': first, 'abd': abd, 'generator': train_generator}

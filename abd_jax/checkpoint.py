@@ -12,6 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from abd_jax import config as config_lib
+from abd_jax import processes
 from abd_jax.errors import UserError
 
 
@@ -44,18 +45,34 @@ class StopSignal:
       signal.signal(signal.SIGTERM, self._previous)
 
 
+# Saving and restoring are no meeting of all processes.
+_ALONE = {0}
+
+
 class Checkpoints:
-  """The last two checkpoints of a run: its states, and a JSON record of where it stands."""
+  """The last two checkpoints of a run: its states, and a JSON record of where it stands.
+
+  Of several processes the first writes and reads them, and tells the others: what they hold is the same, and their
+  disks may be their own.
+  """
 
   def __init__(self, workdir, seconds):
     """Opens <workdir>/checkpoints; `due` is true when the last save is more than `seconds` old."""
     self._seconds = seconds
     self._saved_at = time.monotonic()
+    self._manager, self._number = None, 0
+    if not processes.is_first():
+      return
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=ocp.checkpoint_managers.LatestN(2), enable_async_checkpointing=True
+        preservation_policy=ocp.checkpoint_managers.LatestN(2),
+        enable_async_checkpointing=True,
+        create=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=_ALONE, barrier_sync_key_prefix='first'),
     )
+    folder = (Path(workdir) / 'checkpoints').resolve()
+    folder.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
-        (Path(workdir) / 'checkpoints').resolve(),
+        folder,
         options=options,
         item_handlers={'states': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()},
     )
@@ -68,12 +85,14 @@ class Checkpoints:
 
   def save(self, states, record):
     """Writes in the background. `states` is a dict of pytrees, `record` what JSON can say."""
+    self._saved_at = time.monotonic()
+    if self._manager is None:
+      return
     # Copies: the next step may be given the very buffers that are being written.
     arrays = jax.tree.map(np.array, flax.serialization.to_state_dict(states))
     self._number += 1
     items = ocp.args.Composite(states=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
     self._manager.save(self._number, args=items)
-    self._saved_at = time.monotonic()
 
   def restore(self, like):
     """The newest checkpoint that can be read.
@@ -87,6 +106,20 @@ class Checkpoints:
     Raises:
       UserError: there are checkpoints, and none can be read.
     """
+    found = []
+    processes.on_first(lambda: found.append(self._read(like)))
+    record = processes.tell(found[0][0] if found and found[0] else None)
+    if record is None:
+      return None
+    structure = like(record)
+    if found:
+      arrays = found[0][1]
+    else:
+      arrays = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), flax.serialization.to_state_dict(structure))
+    return record, flax.serialization.from_state_dict(structure, processes.give(arrays))
+
+  def _read(self, like):
+    """(record, states as a dict of arrays) of the newest that can be read, or None."""
     numbers = sorted(self._manager.all_steps(), reverse=True)
     for number in numbers:
       try:
@@ -94,8 +127,7 @@ class Checkpoints:
         structure = like(record)
         template = jax.tree.map(_on_one_device, flax.serialization.to_state_dict(structure))
         items = ocp.args.Composite(states=ocp.args.StandardRestore(template))
-        arrays = self._manager.restore(number, args=items)['states']
-        return record, flax.serialization.from_state_dict(structure, arrays)
+        return record, self._manager.restore(number, args=items)['states']
       except Exception as error:  # whatever Orbax meets in a damaged folder: the one before may be whole
         failure = error
     if numbers:
@@ -107,14 +139,16 @@ class Checkpoints:
 
   def wait(self):
     """Until what was saved is on disk."""
-    self._manager.wait_until_finished()
+    if self._manager is not None:
+      self._manager.wait_until_finished()
 
   def close(self):
-    self._manager.close()
+    if self._manager is not None:
+      self._manager.close()
 
 
 def _on_one_device(leaf):
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
@@ -167,7 +201,7 @@ class MetricsLog:
 
   def rewind(self, place):
     """Drops the lines after `place`, a tuple (task, phase, step)."""
-    if not self._path.exists():
+    if not processes.is_first() or not self._path.exists():
       return
     kept = []
     for line in self._path.read_text().splitlines():
@@ -180,5 +214,7 @@ class MetricsLog:
     write_whole(self._path, ''.join(kept))
 
   def write(self, place, **figures):
+    if not processes.is_first():
+      return
     with self._path.open('a') as file:
       file.write(json.dumps({'at': place, **figures}) + '\n')

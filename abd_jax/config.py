@@ -99,6 +99,10 @@ class Config:
   student: str = _field('resnet32', 'the classifier', choices=tuple(STUDENTS))
   precision: str = _field('float32', 'of activations; parameters, statistics, losses and inversion terms are float32',
                           choices=('float32', 'bfloat16'))
+  parallel: str = _field('jit', 'how several devices share a batch: jit: XLA finds the collectives; pmap: the step is mapped'
+                         ' over the devices', choices=('jit', 'pmap'), identity=False)
+  distributed: str = _field('', 'several processes make one run: auto (TPU VMs, Slurm), or HOST:PORT,COUNT,INDEX; empty: one'
+                            ' process', identity=False)
   steps_per_call: int = _field(0, 'steps that the device makes without asking the host; 0: 1 on CPU, elsewhere an epoch, or'
                                ' 100 of the inversion', at_least=0, identity=False)
   compilation_cache: str = _field('', 'a folder that keeps compilations for later processes; empty: none', identity=False)
@@ -111,6 +115,9 @@ class Config:
   hparams: Hyperparameters = Hyperparameters()
 
   def __post_init__(self):
+    for seed in (self.seed, *self.seeds):
+      if seed >= 2**31:
+        raise UserError(f'--seed={seed} must be below 2147483648.')
     if len(set(self.seeds)) < len(self.seeds):
       raise UserError(f'--seeds={_text(self.seeds)} names a seed twice.')
     if self.stop_after_task > self.num_tasks:

@@ -9,7 +9,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from abd_jax import config as config_lib
-from abd_jax import metrics, report, train
+from abd_jax import metrics, processes, report, train
 from abd_jax.checkpoint import StopSignal, check_workdir
 from abd_jax.config import Config
 from abd_jax.data import load
@@ -52,6 +52,8 @@ def launch(defaults: Config, do=None):
     logging.getLogger('orbax').setLevel(logging.ERROR)
     try:
       config = config_lib.config_from_flags(defaults)
+      if config.distributed:
+        processes.join(config.distributed)
       if config.compilation_cache:
         keep_compilations(Path(config.compilation_cache).expanduser())
       (do or run_all)(config)
@@ -71,7 +73,7 @@ def run_all(config):
   dataset = load(config.dataset, config.data_dir, config.verify_checksum)
   for one, workdir in runs:  # all of them before the first is trained
     train.check(one, dataset)
-    check_workdir(one, workdir)
+    processes.on_first(lambda one=one, workdir=workdir: check_workdir(one, workdir))
   with StopSignal() as stop:
     results = [train.run(one, workdir, dataset, stop) for one, workdir in runs]
   upper_bounds = {r.seed: r.accuracy_after_task for r in results if r.method == 'upper_bound'}
@@ -79,8 +81,10 @@ def run_all(config):
     if one.seed in upper_bounds:
       omega = metrics.omega(results[i].accuracy_after_task, upper_bounds[one.seed])
       results[i] = dataclasses.replace(results[i], omega=omega)
-      results[i].save(workdir / 'results.json')
-  print('\n' + report.markdown_table(results) + f'Everything is in {Path(config.workdir).expanduser()}', flush=True)
+      if processes.is_first():
+        results[i].save(workdir / 'results.json')
+  if processes.is_first():
+    print('\n' + report.markdown_table(results) + f'Everything is in {Path(config.workdir).expanduser()}', flush=True)
   return results
 
 

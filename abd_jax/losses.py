@@ -27,6 +27,18 @@ def mask_logits(logits_NK, start, stop):
   return jnp.where(classes_between(logits_NK.shape[-1], start, stop), logits_NK, _MASKED)
 
 
+def batch_mean(values, axis=None, dimensions=0):
+  """The mean over the rows of a batch.
+
+  Args:
+    values: [N, ...].
+    axis: the mapped axis along which devices share the batch, or None; the mean is that of all their rows.
+    dimensions: what is averaged over, the rows among them.
+  """
+  mean = jnp.mean(values, axis=dimensions)
+  return mean if axis is None else jax.lax.pmean(mean, axis)
+
+
 def _check_logits(logits_NK, labels_N):
   chex.assert_rank([logits_NK, labels_N], [2, 1])
   chex.assert_equal_shape_prefix([logits_NK, labels_N], 1)
@@ -162,19 +174,20 @@ def content(logits_NK, past, temperature=1000.0):
   return cross_entropy(logits_NK / temperature, choice_N, past)
 
 
-def label_diversity(logits_NK, past):
+def label_diversity(logits_NK, past, axis=None):
   """How unevenly a batch of synthetic images covers the past classes, Eq. 1 normalised to [0, 1].
 
   Args:
     logits_NK: f32[N, K], teacher logits of synthetic images.
     past: number of classes the teacher knows.
+    axis: the mapped axis along which devices share the batch, or None.
 
   Returns:
     f32[], 1 - H(p) / ln(past) with p the mean prediction: 0 for a uniform batch, 1 for a batch of one class, and 0
     when there is but one class. A class whose probability underflows to 0 adds 0 to the value and to the gradient.
   """
   chex.assert_rank(logits_NK, 2)
-  mean_K = jnp.mean(jax.nn.softmax(mask_logits(logits_NK, 0, past)), axis=0)
+  mean_K = batch_mean(jax.nn.softmax(mask_logits(logits_NK, 0, past)), axis)
   positive_K = jnp.where(mean_K > 0, mean_K, 1.0)  # ln 1 = 0 stands in for 0 ln 0
   entropy = -jnp.sum(positive_K * jnp.log(positive_K) * (mean_K > 0))
   several = past > 1

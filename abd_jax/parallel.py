@@ -2,11 +2,14 @@
 
 import ctypes
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+_AXIS = 'data'
 _compile_seconds = 0.0
 
 
@@ -48,16 +51,39 @@ def _return_freed_memory():
 
 @functools.cache
 def _mesh():
-  """All devices in a row; None where there is but one."""
-  return Mesh(jax.devices(), ('data',)) if jax.device_count() > 1 else None
+  """All devices of all processes in a row; None where there is but one."""
+  return Mesh(jax.devices(), (_AXIS,)) if jax.device_count() > 1 else None
 
 
-def split_rows(rows):
+def axis_of(mode):
+  """The name of the mapped axis of --parallel=`mode`: None under jit, where XLA finds the collectives by itself."""
+  return _AXIS if mode == 'pmap' else None
+
+
+def split_rows(rows, axis):
   """A batch inside a compiled step, every device with its share of the rows.
 
-  XLA then finds the collectives: BatchNorm and the statistics of the inversion are those of the whole batch.
+  Args:
+    rows: [B, ...], the whole batch, the same on every device.
+    axis: from `axis_of`. With it the step goes on with this device's rows alone, and means over the batch are
+      `mean_over` the axis; without it with all of them, of which XLA keeps a share on each device.
   """
-  return rows if _mesh() is None else jax.lax.with_sharding_constraint(rows, NamedSharding(_mesh(), PartitionSpec('data')))
+  if axis is None:
+    return keep_split(rows, axis)
+  share = rows.shape[0] // jax.lax.axis_size(axis)
+  return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(axis) * share, share)
+
+
+def keep_split(rows, axis):
+  """What was made of split rows, said to XLA to be split likewise."""
+  if axis is not None or _mesh() is None:
+    return rows
+  return jax.lax.with_sharding_constraint(rows, NamedSharding(_mesh(), PartitionSpec(_AXIS)))
+
+
+def mean_over(axis, tree):
+  """The mean over the devices of means over their rows, which are equally many: the mean over the batch."""
+  return tree if axis is None else jax.lax.pmean(tree, axis)
 
 
 def _everywhere():
@@ -66,23 +92,35 @@ def _everywhere():
 
 
 def put(tree):
-  """The arrays on the device, or whole on every device."""
-  return jax.device_put(tree, _everywhere())
+  """The arrays on the device, or whole on every device; every process has them all."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, _everywhere())
+  whole = lambda array: jax.make_array_from_callback(array.shape, _everywhere(), lambda place: array[place])  # noqa: E731
+  return jax.tree.map(whole, tree)
 
 
 class CompiledStep:
-  """A jitted step that knows how often it was traced: once a run is what the masks are for."""
+  """A compiled step that knows how often it was traced: once a run is what the masks are for."""
 
-  def __init__(self, step, *, donate=()):
+  def __init__(self, step, *, donate=(), axis=None):
     @functools.wraps(step)
     def traced(*args):
       self.traces += 1
       return step(*args)
 
     self.traces = 0
-    self.jitted = jax.jit(
-        traced, donate_argnums=donate, out_shardings=_everywhere(), compiler_options=compiler_options()
-    )
+    if axis is None:
+      self.jitted = jax.jit(
+          traced, donate_argnums=donate, out_shardings=_everywhere(), compiler_options=compiler_options()
+      )
+    else:
+      # Every device is given everything and takes its own rows; what comes of it is the same on all of them. pmap wants
+      # something to map over: the devices' numbers.
+      in_axes = (0, *[None] * len(inspect.signature(step).parameters))
+      mapped = jax.pmap(
+          lambda _, *args: traced(*args), axis, in_axes=in_axes, out_axes=None, donate_argnums=[1 + i for i in donate]
+      )
+      self.jitted = functools.partial(mapped, np.arange(jax.local_device_count()))
 
   def __call__(self, *args):
     traces = self.traces
@@ -92,14 +130,20 @@ class CompiledStep:
     return result
 
 
-def compile_step(step, *, donate=()):
+def compile_once(function):
+  """A function that runs once a task or so, as one program that is quickly made; its result is on all devices."""
+  return jax.jit(function, out_shardings=_everywhere(), compiler_options=compiler_options(runs_once=True))
+
+
+def compile_step(step, *, donate=(), axis=None):
   """The step as one compiled program.
 
   Args:
     step: a pure function of pytrees.
     donate: positions of the arguments that the result replaces, whose memory it may take; never the teacher.
+    axis: from `axis_of`; with it the step is mapped over the devices by `pmap`.
   """
-  return CompiledStep(step, donate=donate)
+  return CompiledStep(step, donate=donate, axis=axis)
 
 
 def repeat(step, state, length, count):

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from abd_jax import inversion, states, steps
 from abd_jax.data.augment import make_augment, make_normalise
@@ -17,7 +16,14 @@ from abd_jax.losses import mask_logits
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Phase
 from abd_jax.models import make_generator, make_student
-from abd_jax.parallel import CompiledStep, compile_step, compiler_options, default_steps_per_call, repeat
+from abd_jax.parallel import (
+    CompiledStep,
+    axis_of,
+    compile_once,
+    compile_step,
+    default_steps_per_call,
+    repeat,
+)
 
 # Steps of the inversion between two lines of figures: what an epoch is to the student.
 INVERSION_EPOCH = 100
@@ -35,6 +41,7 @@ class Networks:
     num_classes: of the head.
     mean, std: per channel, what images are standardised by.
     precision: of the activations, 'float32' or 'bfloat16'.
+    axis: the mapped axis along which devices share a batch under --parallel=pmap, or None.
   """
 
   student: str
@@ -44,14 +51,15 @@ class Networks:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   precision: str = 'float32'
+  axis: str | None = None
 
   @property
   def classifier(self):
-    return make_student(self.student, self.num_classes, self.precision)
+    return make_student(self.student, self.num_classes, self.precision, self.axis)
 
   @property
   def dreamer(self):
-    return make_generator(self.generator, self.image_shape, self.precision)
+    return make_generator(self.generator, self.image_shape, self.precision, self.axis)
 
   @property
   def normalise(self):
@@ -64,16 +72,17 @@ class Programs:
 
   Attributes:
     networks: what is compiled.
-    init_student: (key) -> StudentState.
-    init_generator: (key) -> GeneratorState.
-    optimizer: the student's, to start it afresh.
-    learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, root, place, count)
-      -> (student, metrics), `count` steps on the rows i32[L, B] of a task's uint8 images and their labels. `place` is
-      i32[3], the (task, phase, step) at which the first step's key is found: deriving it outside would be three more
-      dispatches a step. Metrics are f32[L], of which the first `count` mean something.
-    invert: (generator, teacher, past, root, place, count) -> (generator, metrics), likewise.
+    init_student: (place) -> StudentState; a place is i32[4], the (seed, task, address, step) that its key is found at:
+      deriving the key outside would be more dispatches.
+    init_generator: (place) -> GeneratorState.
+    restart: (student) -> student, its momentum as before the first step.
+    freeze: (student) -> TeacherState, a copy.
+    learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, place, count) ->
+      (student, metrics), `count` steps on the rows i32[L, B] of a task's uint8 images and their labels, the first of them
+      at `place`. Metrics are f32[L], of which the first `count` mean something.
+    invert: (generator, teacher, past, place, count) -> (generator, metrics), likewise.
     learn_steps, invert_steps: L, the most steps of one call.
-    preview: (generator, teacher, past, key) -> (u8[N, H, W, C] synthetic images, i32[N] the teacher's choices, f32[N]
+    preview: (generator, teacher, past, place) -> (u8[N, H, W, C] synthetic images, i32[N] the teacher's choices, f32[N]
       its confidences).
     evaluate: (variables, images u8[EVAL_BATCH, H, W, C]) -> logits.
   """
@@ -81,7 +90,8 @@ class Programs:
   networks: Networks
   init_student: Callable
   init_generator: Callable | None
-  optimizer: optax.GradientTransformation
+  restart: Callable
+  freeze: Callable
   learn: dict[Phase, CompiledStep]
   invert: CompiledStep | None
   preview: CompiledStep | None
@@ -102,7 +112,7 @@ def programs_for(config, tasks, dataset):
   generator = config.inversion.generator if method.dreams else None
   networks = Networks(
       config.student, generator, tasks.image_shape, tasks.num_classes, tuple(dataset.mean), tuple(dataset.std),
-      config.precision,
+      config.precision, axis_of(config.parallel),
   )
   phases = dict.fromkeys(method.first + method.later)
   longest_epoch = tasks.largest_train_size(cumulative=method.cumulative) // config.optimisation.batch_size
@@ -119,9 +129,10 @@ def programs_for(config, tasks, dataset):
   return Programs(
       networks=networks,
       init_student=_init_student(networks, config.optimisation),
-      optimizer=states.student_optimizer(config.optimisation),
+      restart=_restart(config.optimisation),
+      freeze=_freeze(),
       learn={p: _learn(p, networks, config.optimisation, config.augmentation, config.hparams) for p in phases},
-      evaluate=_evaluate(dataclasses.replace(networks, generator=None)),
+      evaluate=_evaluate(dataclasses.replace(networks, generator=None, axis=None)),
       learn_steps=learn_steps,
       invert_steps=invert_steps,
       **invert,
@@ -130,7 +141,7 @@ def programs_for(config, tasks, dataset):
 
 def clear():
   """Forgets every program, so that the next run traces its own."""
-  for build in (_init_student, _init_generator, _learn, _invert, _preview, _evaluate):
+  for build in (_init_student, _init_generator, _restart, _freeze, _learn, _invert, _preview, _evaluate):
     build.cache_clear()
 
 
@@ -141,13 +152,24 @@ _cached = functools.lru_cache(maxsize=16)
 def _init_student(networks, optimisation):
   optimizer = states.student_optimizer(optimisation)
   init = functools.partial(states.init_student, networks.classifier, optimizer, networks.image_shape)
-  return jax.jit(init, compiler_options=compiler_options(runs_once=True))
+  return compile_once(lambda place: init(steps.key_at(place)))
 
 
 @_cached
 def _init_generator(networks, hparams):
   init = functools.partial(states.init_generator, networks.dreamer, states.generator_optimizer(hparams))
-  return jax.jit(init, compiler_options=compiler_options(runs_once=True))
+  return compile_once(lambda place: init(steps.key_at(place)))
+
+
+@_cached
+def _restart(optimisation):
+  optimizer = states.student_optimizer(optimisation)
+  return compile_once(lambda student: student.replace(opt_state=optimizer.init(student.params)))
+
+
+@_cached
+def _freeze():
+  return compile_once(states.freeze)
 
 
 @_cached
@@ -156,46 +178,43 @@ def _learn(phase, networks, optimisation, augmentation, hparams):
   rate = 1.9 if optimisation.bn_double_update and phase.second_pass else 1.0
   optimizer = states.student_optimizer(optimisation)
   update = steps.make_student_update(
-      networks.classifier, optimizer, phase.loss, hparams=hparams, statistics_rate=rate
+      networks.classifier, optimizer, phase.loss, hparams=hparams, statistics_rate=rate, axis=networks.axis
   )
   dream = functools.partial(inversion.sample, networks.dreamer) if phase.dreams else None
-  step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream)
+  step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream, networks.axis)
 
-  def learn(student, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, root, place, count):
-    task, address, first = place
-
+  def learn(student, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, place, count):
     def one(student, i):
       rows = rows_LB[i]
       batch = steps.Batch(images[rows], labels[rows], past, seen, learning_rate)
-      return step(student, teacher, generator, batch, steps.key_at(root, task, address, first + i))
+      return step(student, teacher, generator, batch, steps.key_at(place, i))
 
     return repeat(one, student, len(rows_LB), count)
 
-  return compile_step(learn, donate=(0,))
+  return compile_step(learn, donate=(0,), axis=networks.axis)
 
 
 @_cached
 def _invert(networks, hparams, batch_size, steps_per_call):
   update = steps.make_generator_update(
-      networks.classifier, networks.dreamer, states.generator_optimizer(hparams), hparams=hparams
+      networks.classifier, networks.dreamer, states.generator_optimizer(hparams), hparams=hparams,
+      axis=networks.axis,
   )
-  step = steps.make_generator_step(update, batch_size)
+  step = steps.make_generator_step(update, batch_size, networks.axis)
 
-  def invert(generator, teacher, past, root, place, count):
-    task, address, first = place
-
+  def invert(generator, teacher, past, place, count):
     def one(generator, i):
-      return step(generator, teacher, past, steps.key_at(root, task, address, first + i))
+      return step(generator, teacher, past, steps.key_at(place, i))
 
     return repeat(one, generator, steps_per_call, count)
 
-  return compile_step(invert, donate=(0,))
+  return compile_step(invert, donate=(0,), axis=networks.axis)
 
 
 @_cached
 def _preview(networks):
-  def preview(generator, teacher, past, key):
-    latents = jax.random.normal(key, (PREVIEW_IMAGES, states.LATENT_SIZE))
+  def preview(generator, teacher, past, place):
+    latents = jax.random.normal(steps.key_at(place), (PREVIEW_IMAGES, states.LATENT_SIZE))
     images = inversion.sample(networks.dreamer, generator, latents)
     logits = mask_logits(networks.classifier.apply(teacher.variables, images, train=False), 0, past)
     pixels = 255 * (images * jnp.asarray(networks.std) + jnp.asarray(networks.mean))

@@ -3,6 +3,8 @@
 import sys
 import time
 
+from abd_jax import processes
+
 
 def _duration(seconds):
   minutes, seconds = divmod(int(seconds), 60)
@@ -13,11 +15,11 @@ class Progress:
   """Shows task, phase, step, rate and time left of a phase."""
 
   def __init__(self, label, num_tasks, stream=None):
-    """`label` names the run; `stream` defaults to standard output."""
+    """`label` names the run; `stream` defaults to standard output. Of several processes the first one speaks."""
     self._label, self._num_tasks = label, num_tasks
     self._stream = stream or sys.stdout
     self._live = None
-    if self._stream.isatty():
+    if self._stream.isatty() and processes.is_first():
       from rich import console, live
 
       self._live = live.Live(console=console.Console(file=self._stream), refresh_per_second=4, transient=True)
@@ -50,7 +52,7 @@ class Progress:
     """A line that stays."""
     if self._live:
       self._live.console.print(text, markup=False, highlight=False)
-    else:
+    elif processes.is_first():
       print(text, file=self._stream, flush=True)
 
   def close(self):

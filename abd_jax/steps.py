@@ -15,7 +15,7 @@ import optax
 from abd_jax import inversion
 from abd_jax.losses import mask_logits
 from abd_jax.methods.interface import Rows, View, stack_rows
-from abd_jax.parallel import split_rows
+from abd_jax.parallel import keep_split, mean_over, split_rows
 from abd_jax.states import LATENT_SIZE
 
 
@@ -29,9 +29,15 @@ class Address(enum.IntEnum):
   LEARN = 16
 
 
-def key_at(root, task, phase, step=0):
-  """The key of one step, from where it stands alone: resuming needs no generator state."""
-  return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(root, task), phase), step)
+def key_at(place, later=0):
+  """The key of one step, from where it stands alone: resuming needs no generator state.
+
+  Args:
+    place: i32[4], the run's seed, the task, the `Address` and the step.
+    later: so many steps after it.
+  """
+  seed, task, address, step = place
+  return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), task), address), step + later)
 
 
 @flax.struct.dataclass
@@ -53,7 +59,7 @@ class Batch:
   learning_rate: Any
 
 
-def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0):
+def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0, axis=None):
   """The learning step on images that are already augmented, normalised and dreamed.
 
   One forward pass of the student over real and synthetic rows together, one of the teacher over the same.
@@ -65,6 +71,7 @@ def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0)
     hparams: config.Hyperparameters.
     statistics_rate: running statistics move by so many times what a train-mode pass moves them; 1.9 has the effect of
       two passes over the same batch (.81 r + .19 batch).
+    axis: the mapped axis along which devices share a batch, or None.
 
   Returns:
     update(student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate) -> (student, metrics);
@@ -76,7 +83,7 @@ def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0)
 
   def update(student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate):
     num_real = len(labels)
-    images = split_rows(stack_rows(real_images, synthetic_images))
+    images = keep_split(stack_rows(real_images, synthetic_images), axis)
     teacher_features = teacher_logits = None
     if teacher is not None:
       teacher_features = model.apply(teacher.variables, images, train=False, method='features')
@@ -96,6 +103,7 @@ def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0)
           past=past,
           seen=seen,
           num_classes=both.logits.shape[-1],
+          axis=axis,
           head=lambda features: classify(params, features),
           teacher_head=None if teacher is None else lambda features: classify(teacher.params, features),
       )
@@ -103,6 +111,7 @@ def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0)
       return total, (metrics, updates['batch_stats'])
 
     gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(student.params)
+    gradients, metrics = mean_over(axis, (gradients, metrics))
     direction, opt_state = optimizer.update(gradients, student.opt_state, student.params)
     params = optax.apply_updates(student.params, jax.tree.map(lambda d: -learning_rate * d, direction))
     if statistics_rate != 1.0:
@@ -113,7 +122,7 @@ def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0)
   return update
 
 
-def make_student_step(update, augment, normalise, dream=None):
+def make_student_step(update, augment, normalise, dream=None, axis=None):
   """One step of learning, from uint8 images.
 
   Args:
@@ -121,6 +130,7 @@ def make_student_step(update, augment, normalise, dream=None):
     augment: (u8[B, H, W, C], key) -> f32 images in [0, 255].
     normalise: f32 images in [0, 255] -> f32 in the classifier's pixel space.
     dream: (generator, latents) -> f32[B, H, W, C], or None for a phase of real images alone.
+    axis: as in `make_student_update`.
 
   Returns:
     step(student, teacher, generator, batch, key) -> (student, metrics).
@@ -128,17 +138,25 @@ def make_student_step(update, augment, normalise, dream=None):
 
   def step(student, teacher, generator, batch, key):
     augment_key, latent_key = jax.random.split(key)
-    real = normalise(augment(split_rows(batch.images), augment_key))
+    # What is random is drawn for the whole batch before it is split: the figures do not depend on how many share it.
+    real = split_rows(normalise(augment(batch.images, augment_key)), axis)
     synthetic = None
     if dream is not None:
-      synthetic = dream(generator, split_rows(jax.random.normal(latent_key, (len(batch.labels), LATENT_SIZE))))
-    return update(student, teacher, real, batch.labels, synthetic, batch.past, batch.seen, batch.learning_rate)
+      synthetic = dream(generator, split_rows(jax.random.normal(latent_key, (len(batch.labels), LATENT_SIZE)), axis))
+    labels = split_rows(batch.labels, axis)
+    return update(student, teacher, real, labels, synthetic, batch.past, batch.seen, batch.learning_rate)
 
   return step
 
 
-def make_generator_update(model, generator_model, optimizer, *, hparams):
+def make_generator_update(model, generator_model, optimizer, *, hparams, axis=None):
   """One step of training the generator against the frozen teacher, Eq. 7.
+
+  Args:
+    model, generator_model: the Linen modules of teacher and generator.
+    optimizer: an optax transformation.
+    hparams: a config.Inversion.
+    axis: as in `make_student_update`.
 
   Returns:
     update(generator, teacher, latents f32[N, Z], past) -> (generator, metrics).
@@ -149,12 +167,13 @@ def make_generator_update(model, generator_model, optimizer, *, hparams):
       variables = {'params': params, 'batch_stats': generator.batch_stats}
       images, updates = generator_model.apply(variables, latents_NZ, train=True, mutable=['batch_stats'])
       terms = inversion.inversion_terms(
-          model, teacher.variables, images, past, hparams.content_temperature, hparams.blur_sigma
+          model, teacher.variables, images, past, hparams.content_temperature, hparams.blur_sigma, axis
       )
       total = inversion.inversion_loss(terms, hparams)
       return total, ({'loss': total, **terms}, updates['batch_stats'])
 
     gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(generator.params)
+    gradients, metrics = mean_over(axis, (gradients, metrics))
     updates, opt_state = optimizer.update(gradients, generator.opt_state, generator.params)
     params = optax.apply_updates(generator.params, updates)
     return generator.replace(params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
@@ -162,11 +181,11 @@ def make_generator_update(model, generator_model, optimizer, *, hparams):
   return update
 
 
-def make_generator_step(update, batch_size):
+def make_generator_step(update, batch_size, axis=None):
   """step(generator, teacher, past, key) -> (generator, metrics), on latents drawn from the key."""
 
   def step(generator, teacher, past, key):
-    return update(generator, teacher, split_rows(jax.random.normal(key, (batch_size, LATENT_SIZE))), past)
+    return update(generator, teacher, split_rows(jax.random.normal(key, (batch_size, LATENT_SIZE)), axis), past)
 
   return step
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from abd_jax import metrics as metrics_lib
-from abd_jax import report, states
+from abd_jax import processes, report, states
 from abd_jax.checkpoint import Checkpoints, MetricsLog, Preempted, StopSignal, claim_workdir
 from abd_jax.data import TaskSequence, load
 from abd_jax.data.tasks import epoch_order
@@ -20,7 +20,7 @@ from abd_jax.parallel import put
 from abd_jax.programs import EVAL_BATCH, INVERSION_EPOCH, programs_for
 from abd_jax.progress import Progress
 from abd_jax.record import Record
-from abd_jax.steps import Address, key_at
+from abd_jax.steps import Address
 
 # The device may lag so many calls behind the loop: enough to keep it busy, little to wait for when asked to stop.
 CALLS_IN_FLIGHT = 2
@@ -43,10 +43,10 @@ def run(config, workdir, dataset=None, stop=None):
     Preempted: SIGTERM came; everything is saved.
   """
   dataset = dataset or load(config.dataset, config.data_dir, config.verify_checksum)
-  config = dataclasses.replace(config, dataset=dataset.name, workdir=str(workdir))
+  config = dataclasses.replace(config, dataset=dataset.name, workdir=str(workdir), distributed='')
   tasks = check(config, dataset)
   workdir = Path(workdir)
-  claim_workdir(config, workdir)
+  processes.on_first(lambda: claim_workdir(config, workdir))
   with (
       contextlib.nullcontext(stop) if stop else StopSignal() as stop,
       contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)) as checkpoints,
@@ -100,7 +100,6 @@ class _Run:
     self._checkpoints, self._stop, self._progress = checkpoints, stop, progress
     self._method = METHODS[config.method]
     self._programs = programs_for(config, tasks, dataset)
-    self._root = jax.random.key(config.seed)
     self._log = MetricsLog(workdir / 'metrics.jsonl')
     self._record = Record()
     self._student = self._teacher = self._generator = None
@@ -110,7 +109,7 @@ class _Run:
     self._restore()
     record = self._record
     last = self._config.stop_after_task or self._config.num_tasks
-    if record.task >= last and (self._workdir / 'results.json').exists():
+    if record.task >= last and processes.is_first() and (self._workdir / 'results.json').exists():
       return report.Results.load(self._workdir)
     for task in range(record.task, last):
       images, labels = self._load(task)
@@ -142,6 +141,10 @@ class _Run:
     invert = [(Address.INVERSION, None)] if task and self._method.dreams else []
     return invert + [(Address.LEARN + i, phase) for i, phase in enumerate(self._method.phases(task))]
 
+  def _place(self, task, address, step=0):
+    """i32[4]: where the keys of a step are found."""
+    return np.array([self._config.seed, task, address, step], np.int32)
+
   # What a task starts with.
 
   def _load(self, task):
@@ -155,11 +158,11 @@ class _Run:
   def _begin(self, task):
     """Teacher, generator and student as the task finds them; a second call changes nothing."""
     if task and self._method.teacher:
-      self._teacher = states.freeze(self._student)
+      self._teacher = self._programs.freeze(self._student)
     if task and self._method.dreams and self._generator is None:
-      self._generator = self._programs.init_generator(key_at(self._root, task, Address.GENERATOR_INIT))
+      self._generator = self._programs.init_generator(self._place(task, Address.GENERATOR_INIT))
     if task == 0 or self._method.cumulative:
-      self._student = self._programs.init_student(key_at(self._root, task, Address.STUDENT_INIT))
+      self._student = self._programs.init_student(self._place(task, Address.STUDENT_INIT))
 
   # The phases.
 
@@ -168,15 +171,17 @@ class _Run:
     past = task * self._tasks.classes_per_task
 
     def advance(step, count):
-      place = np.array([task, Address.INVERSION, step], np.int32)
-      self._generator, metrics = self._programs.invert(self._generator, self._teacher, past, self._root, place, count)
+      place = self._place(task, Address.INVERSION, step)
+      self._generator, metrics = self._programs.invert(self._generator, self._teacher, past, place, count)
       return metrics
 
     steps = self._config.inversion.inversion_steps
     self._loop(task, 'inversion', steps, INVERSION_EPOCH, self._programs.invert_steps, advance)
     images, labels, confidences = self._programs.preview(
-        self._generator, self._teacher, past, key_at(self._root, task, Address.PREVIEW)
+        self._generator, self._teacher, past, self._place(task, Address.PREVIEW)
     )
+    if not processes.is_first():
+      return
     names = [self._dataset.class_names[self._tasks.order[label]] for label in np.asarray(labels)]
     try:
       path = self._workdir / f'synthetic_task{task + 1}.png'
@@ -191,7 +196,7 @@ class _Run:
     seen = (task + 1) * self._tasks.classes_per_task
     past = 0 if self._method.cumulative else task * self._tasks.classes_per_task
     if self._record.step == 0:
-      self._student = self._student.replace(opt_state=self._programs.optimizer.init(self._student.params))
+      self._student = self._programs.restart(self._student)
     order, order_epoch = None, None
 
     def advance(step, count):
@@ -204,7 +209,7 @@ class _Run:
       rate = settings.learning_rate * 0.1 ** sum(epoch >= mark for mark in settings.decay_at)
       self._student, metrics = self._programs.learn[phase](
           self._student, self._teacher, self._generator if phase.dreams else None, images, labels, rows, past, seen, rate,
-          self._root, np.array([task, address, step], np.int32), count,
+          self._place(task, address, step), count,
       )
       return metrics
 
@@ -232,7 +237,7 @@ class _Run:
           self._log.write(record.place, task=task + 1, phase=name, epoch=epoch, steps=steps, **means)
           self._progress.epoch(record.step, means)
           recent.clear()
-        stop = self._stop.received
+        stop = processes.on_any(self._stop.received)
         if stop or self._checkpoints.due:
           clock()
           self._save()
@@ -240,7 +245,7 @@ class _Run:
 
   def _stop_if_asked(self, stop=None):
     """Ends the run, saved as it is, when SIGTERM has come."""
-    if self._stop.received if stop is None else stop:
+    if processes.on_any(self._stop.received) if stop is None else stop:
       self._checkpoints.wait()
       self._progress.say('Told to stop: saved. The same command goes on from here.')
       raise Preempted
@@ -292,10 +297,11 @@ class _Run:
 
   def _restore(self):
     """Goes to the latest checkpoint, where there is one."""
-    shapes = {'student': jax.eval_shape(self._programs.init_student, self._root)}
+    place = self._place(0, 0)
+    shapes = {'student': jax.eval_shape(self._programs.init_student, place)}
     shapes['teacher'] = states.TeacherState(shapes['student'].params, shapes['student'].batch_stats)
     if self._method.dreams:
-      shapes['generator'] = jax.eval_shape(self._programs.init_generator, self._root)
+      shapes['generator'] = jax.eval_shape(self._programs.init_generator, place)
     saved = self._checkpoints.restore(lambda record: {name: shapes[name] for name in Record(**record).holds})
     if saved is not None:
       self._record, restored = Record(**saved[0]), put(saved[1])
@@ -313,5 +319,6 @@ class _Run:
         'images': int(sum(self._tasks.train_sizes()[: record.task - 1])) if self._method.cumulative else 0,
     }
     results = report.make_results(self._config, self._dataset, self._tasks, record, held)
-    results.save(self._workdir / 'results.json')
+    if processes.is_first():
+      results.save(self._workdir / 'results.json')
     return results

@@ -15,49 +15,64 @@ from tests.test_train import TINY
 
 ROOT = Path(__file__).parent.parent
 
-# A step of ABD and one of its generator, from the same states; prints where the batches lay, and saves what came of them.
+# A step of ABD and one of its generator from the same states, on one device and on eight in either mode; saves what came of them,
+# and prints where the batches lay.
 RUN = '''
 import sys
 import jax, numpy as np
-from abd_jax import data, programs, states, steps, train
+from abd_jax import config, data, parallel, programs, steps, train
 from abd_jax.methods import METHODS
-from abd_jax.parallel import put
 from tests.test_train import TINY
-places, split = set(), steps.split_rows
-def watched(rows):
-  rows = split(rows)
-  jax.debug.inspect_array_sharding(rows, callback=lambda at: places.add((at.num_devices, at.is_fully_replicated)))
+places, keep, mesh, digits = set(), steps.keep_split, parallel._mesh, data.load('digits')
+def watched(rows, axis):
+  rows = keep(rows, axis)
+  if axis is None:
+    jax.debug.inspect_array_sharding(rows, callback=lambda at: places.add((at.num_devices, at.is_fully_replicated)))
+  else:
+    places.add(rows.shape)
   return rows
-steps.split_rows = watched
-digits = data.load('digits')
-tasks = train.check(TINY, digits)
-compiled, root = programs.programs_for(TINY, tasks, digits), jax.random.key(0)
-student, generator = compiled.init_student(root), compiled.init_generator(root)
-teacher, (images, labels) = states.freeze(student), put(tasks.train(1))
-rows, place = np.arange(32, dtype=np.int32)[None], np.array([1, 16, 0], np.int32)
-phase = METHODS['abd'].later[0]
-_, terms = compiled.invert(jax.tree.map(jax.numpy.copy, generator), teacher, 2, root, place, 1)
-student, metrics = compiled.learn[phase](student, teacher, generator, images, labels, rows, 2, 4, 0.1, root, place, 1)
-np.savez(sys.argv[1], *jax.tree.leaves((student.params, student.batch_stats, metrics, terms)))
-print('devices', jax.device_count(), 'batches', sorted(places))
+steps.keep_split = watched
+for mode in ('alone', 'jit', 'pmap'):
+  parallel._mesh = mesh if mode != 'alone' else lambda: None
+  settings = config.with_values(TINY, dict(parallel='jit' if mode == 'alone' else mode, finetune_normalise='weighted'))
+  tasks = train.check(settings, digits)
+  programs.clear()
+  compiled = programs.programs_for(settings, tasks, digits)
+  rows, place = np.arange(32, dtype=np.int32)[None], np.array([0, 1, 16, 0], np.int32)
+  student, generator = compiled.init_student(place), compiled.init_generator(place)
+  teacher, (images, labels) = compiled.freeze(student), parallel.put(tasks.train(1))
+  moved, terms = compiled.invert(jax.tree.map(jax.numpy.copy, generator), teacher, 2, place, 1)
+  student, metrics = compiled.learn[METHODS['abd'].later[0]](
+      student, teacher, generator, images, labels, rows, 2, 4, 0.1, place, 1)
+  # After one step SGD's momentum is the gradient, Adam's first moment a tenth of it.
+  found = student.opt_state, student.batch_stats, moved.opt_state[0].mu, moved.batch_stats, metrics, terms
+  np.savez(f'{sys.argv[1]}/{mode}.npz', *jax.tree.leaves(found))
+print('batches', sorted(places, key=str))
 '''
 
 
-def stepped_on(devices, path):
-  environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'ABD_JAX_NATIVE': '0'}
+@pytest.fixture(scope='module')
+def stepped(tmp_path_factory):
+  """What one process with eight devices says, and where: {mode: arrays}."""
+  folder = tmp_path_factory.mktemp('stepped')
+  quickly_made = '--xla_backend_optimization_level=0 --xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE'
+  flags = f'--xla_force_host_platform_device_count=8 {quickly_made}'
+  environment = os.environ | {'XLA_FLAGS': flags, 'ABD_JAX_NATIVE': '0'}
   process = subprocess.run(
-      [sys.executable, '-c', RUN, str(path)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
+      [sys.executable, '-c', RUN, str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500
   )
   assert process.returncode == 0, process.stderr
-  return process.stdout, list(np.load(path).values())
+  return process.stdout, {mode: list(np.load(folder / f'{mode}.npz').values()) for mode in ('alone', 'jit', 'pmap')}
 
 
-def test_eight_devices_step_to_where_one_steps_to(tmp_path):
-  (_, one), (said, eight) = (stepped_on(devices, tmp_path / f'{devices}.npz') for devices in (1, 8))
-  assert 'devices 8 batches [(8, False)]' in said  # every batch lay in shares
+@pytest.mark.parametrize('mode', ['jit', 'pmap'])
+def test_eight_devices_step_to_where_one_steps_to(stepped, mode):
+  said, found = stepped
+  # The batches of 32 and 64 lay in shares: of XLA's making, or as 8 rows a device.
+  assert "batches [(1, True), (8, 8, 8, 1), (8, False)]" in said, said
   # The order of sums alone differs. BatchNorm over shares of eight rows instead of all 64 would be off by a tenth.
-  for ours, theirs in zip(eight, one, strict=True):
-    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+  for ours, theirs in zip(found[mode], found['alone'], strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6 + 1e-3 * np.abs(theirs).max())
 
 
 def test_a_batch_that_the_devices_cannot_share_gets_a_sentence():
@@ -73,17 +88,17 @@ def test_every_step_is_lowered_for_accelerators(platform):
   settings = config.with_values(TINY, dict(steps_per_call=4, precision='bfloat16'))
   digits = data.load('digits')
   tasks = train.check(settings, digits)
-  compiled, key = programs.programs_for(settings, tasks, digits), jax.random.key(0)
-  student, generator = jax.eval_shape(compiled.init_student, key), jax.eval_shape(compiled.init_generator, key)
+  compiled, place = programs.programs_for(settings, tasks, digits), np.zeros(4, np.int32)
+  student, generator = jax.eval_shape(compiled.init_student, place), jax.eval_shape(compiled.init_generator, place)
   teacher = states.TeacherState(student.params, student.batch_stats)
   images, labels = tasks.train(0)
-  rows, place = np.zeros((4, 32), np.int32), np.zeros(3, np.int32)
-  calls = {'invert': (compiled.invert, (generator, teacher, 2, key, place, 3)),
-           'preview': (compiled.preview, (generator, teacher, 2, key)),
+  rows = np.zeros((4, 32), np.int32)
+  calls = {'invert': (compiled.invert, (generator, teacher, 2, place, 3)),
+           'preview': (compiled.preview, (generator, teacher, 2, place)),
            'evaluate': (compiled.evaluate, (student.variables, images[:programs.EVAL_BATCH]))}
   for phase, step in compiled.learn.items():
     helpers = (teacher, generator) if phase.dreams else (None, None)
-    calls[phase.loss.__name__] = step, (student, *helpers, images, labels, rows, 2, 4, 0.1, key, place, 3)
+    calls[phase.loss.__name__] = step, (student, *helpers, images, labels, rows, 2, 4, 0.1, place, 3)
   for name, (step, arguments) in calls.items():
     text = str(jax.export.export(step.jitted, platforms=[platform])(*arguments).mlir_module())
     # Several steps are a loop; convolutions are XLA's own, and in half precision.

@@ -5,6 +5,7 @@ from jax.lax import stop_gradient
 
 from abd_jax.losses import (
     balance_weights,
+    batch_mean,
     cross_entropy,
     feature_distillation,
     knowledge_distillation,
@@ -37,8 +38,8 @@ def _separate(view, hparams):
   logits_NK = view.head(stop_gradient(view.both.features))
   loss_N = cross_entropy(logits_NK, view.both.labels, _finetune_classes(view, hparams))
   weights_N = balance_weights(view.both.labels, view.past, view.seen)
-  total = jnp.sum(weights_N) if hparams.finetune_normalise == 'weighted' else len(loss_N)
-  return jnp.sum(weights_N * loss_N) / total
+  loss = jnp.mean(weights_N * loss_N)
+  return loss / batch_mean(weights_N, view.axis) if hparams.finetune_normalise == 'weighted' else loss
 
 
 def _hold(view, hparams):

@@ -41,6 +41,7 @@ class View:
     num_classes: classes of the whole head.
     head: f32[N, D] features to f32[N, K] logits, through the student's head.
     teacher_head: the same through the teacher's, or None.
+    axis: the mapped axis along which devices share the batch, or None; what is not a mean over rows needs it.
   """
 
   real: Rows
@@ -51,6 +52,7 @@ class View:
   num_classes: int = flax.struct.field(pytree_node=False)
   head: Callable = flax.struct.field(pytree_node=False)
   teacher_head: Callable | None = flax.struct.field(pytree_node=False, default=None)
+  axis: str | None = flax.struct.field(pytree_node=False, default=None)
 
 
 def stack_rows(real, synthetic):

@@ -20,9 +20,12 @@ GENERATORS = {
 }
 
 
-def make_student(name, num_classes, dtype=jnp.float32):
-  """The classifier called `name`, with a head of `num_classes` logits and activations of type `dtype`."""
-  return STUDENTS[name](num_classes=num_classes, dtype=jnp.dtype(dtype))
+def make_student(name, num_classes, dtype=jnp.float32, axis=None):
+  """The classifier called `name`, with a head of `num_classes` logits and activations of type `dtype`.
+
+  `axis` is the mapped axis along which devices share a batch, or None: BatchNorm is over all of it.
+  """
+  return STUDENTS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), axis=axis)
 
 
 def generator_for(name, image_shape):
@@ -33,10 +36,12 @@ def generator_for(name, image_shape):
   return 'cifar' if side <= 48 else 'tiny' if side <= 96 else 'imagenet'
 
 
-def make_generator(name, image_shape, dtype=jnp.float32):
+def make_generator(name, image_shape, dtype=jnp.float32, axis=None):
   """The generator called `name` ('auto': by size) for images of shape (H, W, C), with activations of type `dtype`.
+
+  `axis` as in `make_student`.
 
   Raises:
     ValueError: a side is not a multiple of what the generator doubles up to.
   """
-  return GENERATORS[generator_for(name, image_shape)](image_shape=tuple(image_shape), dtype=jnp.dtype(dtype))
+  return GENERATORS[generator_for(name, image_shape)](image_shape=tuple(image_shape), dtype=jnp.dtype(dtype), axis=axis)

@@ -52,12 +52,14 @@ class Generator(nn.Module):
     stem_width: channels after the linear layer.
     stage_widths: channels of each stage; both sides must be multiples of 2 ** len(stage_widths).
     dtype: of the activations; parameters, statistics and the images made are float32.
+    axis: the mapped axis along which devices share a batch, or None: its BatchNorm statistics are those of all of it.
   """
 
   image_shape: tuple[int, int, int]
   stem_width: int
   stage_widths: tuple[int, ...]
   dtype: Any = jnp.float32
+  axis: str | None = None
 
   def __post_init__(self):
     factor = 2 ** len(self.stage_widths)
@@ -70,7 +72,8 @@ class Generator(nn.Module):
   def __call__(self, latents_NZ, train):
     """f32[N, H, W, C] images of f32[N, Z] standard normal latents."""
     norm = functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=0.9, use_fast_variance=False, dtype=self.dtype
+        nn.BatchNorm, use_running_average=not train, momentum=0.9, use_fast_variance=False, dtype=self.dtype,
+        axis_name=self.axis,
     )
     height, width, channels = self.image_shape
     factor = 2 ** len(self.stage_widths)

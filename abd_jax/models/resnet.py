@@ -40,11 +40,12 @@ class BasicBlock(nn.Module):
   width: int
   stride: int = 1
   dtype: Any = jnp.float32
+  axis: str | None = None
 
   @nn.compact
   def __call__(self, images_NHWC, train):
     conv = functools.partial(_Conv, self.width, dtype=self.dtype)
-    norm = functools.partial(_BatchNorm, use_running_average=not train, dtype=self.dtype)
+    norm = functools.partial(_BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis)
     residual = conv(strides=self.stride, name='conv1')(images_NHWC)
     residual = nn.relu(norm(name='bn1')(residual))
     residual = norm(name='bn2')(conv(name='conv2')(residual))
@@ -61,11 +62,13 @@ class ResNet(nn.Module):
     blocks_per_stage: residual blocks in each of the three stages.
     num_classes: logits of the head, classes not met yet included.
     dtype: of the activations; parameters, statistics, features and logits are float32.
+    axis: the mapped axis along which devices share a batch, or None: BatchNorm's statistics are those of all of it.
   """
 
   blocks_per_stage: int
   num_classes: int
   dtype: Any = jnp.float32
+  axis: str | None = None
 
   def setup(self):
     self.head = nn.Dense(
@@ -78,11 +81,12 @@ class ResNet(nn.Module):
   def features(self, images_NHWC, train):
     """f32[N, D]: the penultimate features of f32[N, H, W, C] normalised images, D = 64."""
     x = _Conv(STAGE_WIDTHS[0], dtype=self.dtype, name='conv1')(images_NHWC)
-    x = nn.relu(_BatchNorm(use_running_average=not train, dtype=self.dtype, name='bn1')(x))
+    norm = functools.partial(_BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis)
+    x = nn.relu(norm(name='bn1')(x))
     for stage, width in enumerate(STAGE_WIDTHS, start=1):
       for block in range(self.blocks_per_stage):
         stride = 2 if stage > 1 and block == 0 else 1
-        x = BasicBlock(width, stride, self.dtype, name=f'layer{stage}_{block}')(x, train)
+        x = BasicBlock(width, stride, self.dtype, self.axis, name=f'layer{stage}_{block}')(x, train)
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
   def classify(self, features_ND):

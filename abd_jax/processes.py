@@ -1,0 +1,71 @@
+"""Several processes as one run: they meet at the start, and the first of them alone keeps the files."""
+
+import json
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from abd_jax.errors import UserError
+
+# Seconds that a process waits at its end for one that does not come, since it failed.
+_PATIENCE = 60
+
+
+def join(how):
+  """Meets the other processes of the run; nothing may have been computed before.
+
+  Args:
+    how: 'auto' where JAX finds them by itself (TPU VMs, Slurm, Open MPI), or 'HOST:PORT,COUNT,INDEX': where the first
+      process listens, how many there are, and which this one is.
+
+  Raises:
+    UserError: `how` is neither, or the others cannot be met.
+  """
+  host, *numbers = how.split(',')
+  if how != 'auto' and not (len(numbers) == 2 and ':' in host and all(n.isdecimal() for n in numbers)):
+    raise UserError(f'--distributed={how} is neither auto nor HOST:PORT,COUNT,INDEX.')
+  try:
+    where = () if how == 'auto' else (host, *map(int, numbers))
+    jax.distributed.initialize(*where, shutdown_timeout_seconds=_PATIENCE)
+  except (RuntimeError, ValueError) as error:
+    raise UserError(f'--distributed={how}: the processes did not meet: {str(error).splitlines()[0]}') from None
+
+
+def is_first():
+  """Whether this process is the one that writes."""
+  return jax.process_index() == 0
+
+
+def tell(value):
+  """What the first process says, on all of them: something that JSON can say."""
+  if jax.process_count() == 1:
+    return value
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+  return json.loads(multihost_utils.broadcast_one_to_all(text if is_first() else np.zeros(length, np.uint8)).tobytes())
+
+
+def give(tree):
+  """The first process's NumPy arrays, on all of them; the others hand in arrays of the same shapes and types."""
+  return multihost_utils.broadcast_one_to_all(tree)
+
+
+def on_first(function):
+  """Calls `function` in the first process alone; when it raises a `UserError`, all of them do."""
+  sentence = None
+  if is_first():
+    try:
+      function()
+    except UserError as error:
+      sentence = str(error)
+  sentence = tell(sentence)
+  if sentence is not None:
+    raise UserError(sentence)
+
+
+def on_any(flag):
+  """Whether the flag is up in any process; all of them must ask at the same place."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))

@@ -1,0 +1,84 @@
+"""Two real processes as one run: they train to where one trains to, stop together, and one of them writes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from abd_jax import config, processes, train
+from abd_jax.errors import UserError
+from tests.test_train import TINY
+
+ROOT = Path(__file__).parent.parent
+SMALL = config.with_values(TINY, dict(num_classes=4, num_tasks=2, epochs=2, checkpoint_seconds=0.0))
+
+
+def start(workdirs, *more):
+  """A run of SMALL by two processes, each with a folder of its own, as on machines that share no disk."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  workdirs[0].parent.mkdir(exist_ok=True)
+  flagfile = workdirs[0].parent / 'small.flags'
+  flagfile.write_text(config.to_flagfile(SMALL))
+  return [
+      subprocess.Popen(
+          [sys.executable, 'experiments/digits.py', f'--flagfile={flagfile}', f'--workdir={workdir}',
+           f'--distributed={address},2,{i}', *more],
+          cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+          env=os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'},
+      )
+      for i, workdir in enumerate(workdirs)
+  ]
+
+
+def finish(run):
+  said = [process.communicate(timeout=300) for process in run]
+  return [process.returncode for process in run], *zip(*said, strict=True)
+
+
+def lines(workdir):
+  return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_two_processes_stop_together_resume_and_end_where_one_ends(tmp_path):
+  workdirs = [tmp_path / 'first', tmp_path / 'second']
+  run = start(workdirs)
+  for line in run[0].stdout:
+    if 'inversion' in line:
+      break
+  run[1].send_signal(signal.SIGTERM)  # the one that writes nothing
+  codes, said, errors = finish(run)
+  assert codes == [75, 75], errors
+  assert 'Told to stop: saved.' in said[0] and not said[1]
+  codes, said, errors = finish(start(workdirs))
+  assert codes == [0, 0], errors
+  assert 'Resuming after 1 tasks' in said[0] and not said[1] and not workdirs[1].exists()
+  whole = train.run(SMALL, tmp_path / 'whole')
+  ours, theirs = lines(workdirs[0]), lines(tmp_path / 'whole')
+  assert [line['at'] for line in ours] == [line['at'] for line in theirs]
+  # The order of sums differs, which a run amplifies from step to step: the first epochs are held tight.
+  assert [line['loss'] for line in ours[:2]] == pytest.approx([line['loss'] for line in theirs[:2]], rel=1e-4)
+  results = json.loads((workdirs[0] / 'results.json').read_text())
+  assert results['accuracy_after_task'] == pytest.approx(whole.accuracy_after_task, abs=5)
+  # flags.txt replays the run on one machine.
+  assert '--distributed=\n' in (workdirs[0] / 'flags.txt').read_text()
+
+
+def test_what_the_first_process_refuses_ends_both_with_its_sentence(tmp_path):
+  (tmp_path / 'first').mkdir()
+  (tmp_path / 'first' / 'flags.txt').write_text('--learning_rate=0.5\n')
+  codes, _, errors = finish(start([tmp_path / 'first', tmp_path / 'second']))
+  assert codes == [2, 2]
+  assert all('holds a run with --' in error and 'Traceback' not in error for error in errors)
+
+
+@pytest.mark.parametrize('how', ['yes', 'localhost,2,0', 'localhost:1234', 'localhost:1234,2,x'])
+def test_a_way_to_meet_that_is_none_gets_a_sentence(how):
+  with pytest.raises(UserError, match='is neither auto nor HOST:PORT,COUNT,INDEX'):
+    processes.join(how)
