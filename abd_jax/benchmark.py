@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abd_jax import __version__, report, states, train
+from abd_jax import __version__, states, train
 from abd_jax.config import Config
 from abd_jax.data.sources import CIFAR100_MEAN, CIFAR100_STD, Dataset
 from abd_jax.errors import UserError
@@ -25,6 +25,7 @@ from abd_jax.methods import METHODS
 from abd_jax.models.generator import UpsampledConv
 from abd_jax.parallel import compile_seconds, put
 from abd_jax.programs import programs_for
+from abd_jax.results import peak_memory_bytes
 from abd_jax.steps import Address
 
 STEPS = ('first', 'abd', 'generator')
@@ -267,7 +268,7 @@ def run(config, repeats=9, seconds=2.0, against=None):
       'repeats': repeats,
       'peak_flops': peak,
       'compile_seconds': ours.compile_seconds,
-      'peak_memory_bytes': report.peak_memory_bytes(),
+      'peak_memory_bytes': peak_memory_bytes(),
       'steps': rows,
   }
 

@@ -85,7 +85,7 @@ class Hyperparameters:
 class Config:
   """One run: a method on a benchmark with a seed."""
 
-  method: str = _field('abd', 'one or several, with commas', choices=tuple(METHODS))
+  method: str = _field('abd', 'one or several, with commas', choices=METHODS)  # the table itself: it can grow
   dataset: str = _field('digits', 'digits, cifar100, or npz:PATH')
   data_dir: str = _field('~/data', 'where data sets are looked for, and downloaded to', identity=False)
   verify_checksum: bool = _field(True, 'refuse an archive whose SHA-256 is not the distributed one', identity=False)
@@ -97,6 +97,9 @@ class Config:
   seed: int = _field(0, 'of class order, initialisation and data order', at_least=0)
   seeds: tuple[int, ...] = _field((), 'several, with commas: one run each', identity=False)
   student: str = _field('resnet32', 'the classifier', choices=tuple(STUDENTS))
+  top_k: int = _field(1, 'a prediction counts when the label is among so many of the highest logits', at_least=1)
+  upper_bound: str = _field('', 'a run of --method=upper_bound, its directory or its results.json, for Omega; {seed} stands for'
+                            ' the seed; empty: <workdir>/upper_bound/seed<k>, where there is one', identity=False)
   precision: str = _field('float32', 'of activations; parameters, statistics, losses and inversion terms are float32',
                           choices=('float32', 'bfloat16'))
   parallel: str = _field('jit', 'how several devices share a batch: jit: XLA finds the collectives; pmap: the step is mapped'
@@ -119,14 +122,14 @@ class Config:
       if seed >= 2**31:
         raise UserError(f'--seed={seed} must be below 2147483648.')
     if len(set(self.seeds)) < len(self.seeds):
-      raise UserError(f'--seeds={_text(self.seeds)} names a seed twice.')
+      raise UserError(f'--seeds={text_of(self.seeds)} names a seed twice.')
     if self.stop_after_task > self.num_tasks:
       raise UserError(f'--stop_after_task={self.stop_after_task} is more than --num_tasks={self.num_tasks}.')
     for leaf in leaves(self):
       _check(leaf)
     # The method is one name here: launching splits a list into runs.
     for name in self.method.split(','):
-      _check_choice('method', name, tuple(METHODS))
+      _check_choice('method', name, METHODS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +205,9 @@ def _tuple_of_int(name, text):
     raise UserError(f'--{name}={text} must be whole numbers with commas between them.') from None
 
 
-def _text(value):
-  if isinstance(value, tuple):
+def text_of(value):
+  """A flag's value as it is written on the command line."""
+  if isinstance(value, tuple | list):
     return ','.join(str(item) for item in value)
   return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -217,7 +221,7 @@ def define_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008  (fr
     # By the type of the default: bool before int, of which it is a subclass.
     kinds = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float}
     define = kinds.get(type(leaf.value), flags.DEFINE_string)
-    default = _text(leaf.value) if define is flags.DEFINE_string else leaf.value
+    default = text_of(leaf.value) if define is flags.DEFINE_string else leaf.value
     # Under the script's own name, which is what --help lists.
     define(leaf.name, default, text, flag_values=flag_values, module_name=sys.argv[0])
 
@@ -237,7 +241,7 @@ def config_from_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008
 
 def to_flagfile(config):
   """The config as the text of a flagfile that replays it."""
-  return ''.join(f'--{leaf.name}={_text(leaf.value)}\n' for leaf in leaves(config))
+  return ''.join(f'--{leaf.name}={text_of(leaf.value)}\n' for leaf in leaves(config))
 
 
 def from_flagfile(path):

@@ -1,6 +1,7 @@
 """From flags to runs: what every script in experiments/ calls."""
 
 import dataclasses
+import functools
 import logging
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from abd_jax import config as config_lib
-from abd_jax import metrics, processes, report, train
+from abd_jax import processes, tables, train, upper_bounds
 from abd_jax.checkpoint import StopSignal, check_workdir
 from abd_jax.config import Config
 from abd_jax.data import load
@@ -20,7 +21,8 @@ from abd_jax.parallel import keep_compilations
 def runs_of(config):
   """[(Config of one method and seed, its workdir)], what a config with lists of methods or seeds stands for."""
   methods, seeds = config.method.split(','), config.seeds or (config.seed,)
-  several = len(methods) > 1 or len(seeds) > 1
+  # One seed too has its own folder where seeds are listed, so that a longer list later finds it.
+  several = len(methods) > 1 or config.seeds
   runs = []
   for method in methods:
     for seed in seeds:
@@ -67,25 +69,40 @@ def run_all(config):
   """Trains every method and seed of the config, and prints how they compare.
 
   Returns:
-    A list of `report.Results`.
+    A list of `results.Results`.
   """
   runs = runs_of(config)
   dataset = load(config.dataset, config.data_dir, config.verify_checksum)
+  stored = []
   for one, workdir in runs:  # all of them before the first is trained
-    train.check(one, dataset)
-    processes.on_first(lambda one=one, workdir=workdir: check_workdir(one, workdir))
+    tasks = train.check(one, dataset)
+    processes.on_first(functools.partial(_prepare, config, one, workdir, dataset, tasks, stored))
   with StopSignal() as stop:
     results = [train.run(one, workdir, dataset, stop) for one, workdir in runs]
-  upper_bounds = {r.seed: r.accuracy_after_task for r in results if r.method == 'upper_bound'}
-  for i, (one, workdir) in enumerate(runs):
-    if one.seed in upper_bounds:
-      omega = metrics.omega(results[i].accuracy_after_task, upper_bounds[one.seed])
-      results[i] = dataclasses.replace(results[i], omega=omega)
-      if processes.is_first():
-        results[i].save(workdir / 'results.json')
   if processes.is_first():
-    print('\n' + report.markdown_table(results) + f'Everything is in {Path(config.workdir).expanduser()}', flush=True)
+    results = _with_omega(config, runs, results, stored)
+    print('\n' + tables.markdown(tables.collate(results)), end='')
+    print(f'Everything is in {Path(config.workdir).expanduser()}', flush=True)
   return results
+
+
+def _prepare(config, one, workdir, dataset, tasks, stored):
+  """Refuses what a run cannot write or be held against; adds its stored upper bound, or None, to `stored`."""
+  check_workdir(one, workdir)
+  # Beside the methods of this command, not below one of them.
+  stored.append(upper_bounds.stored(dataclasses.replace(one, workdir=config.workdir), dataset, tasks))
+
+
+def _with_omega(config, runs, results, stored):
+  """The results against the upper bounds of this command and those stored, saved where that changes them."""
+  fresh = [r for r in results if r.method == 'upper_bound']
+  found = []
+  for (_, workdir), before, bound in zip(runs, results, stored, strict=True):
+    kept = [bound] if bound else []
+    found.append(upper_bounds.with_omega(before, kept + fresh if config.upper_bound else fresh + kept))
+    if found[-1] != before:
+      found[-1].save(workdir / 'results.json')
+  return found
 
 
 def _refuse(sentence):

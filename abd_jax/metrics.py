@@ -35,9 +35,19 @@ def accuracies_after_task(logits_by_task, labels_by_task, classes_by_task, top_k
   return [percent(h) for h in hits], [percent(h) for h in local], percent(np.concatenate(hits))
 
 
+def final_accuracy(accuracy_after_task):
+  """A_N (the paper's I): % over the test images of all classes after the last task. Not the average accuracy."""
+  return accuracy_after_task[-1]
+
+
 def average_accuracy(accuracy_after_task):
   """Average incremental accuracy: the mean over n of A_n. Not the final accuracy, which is A_N alone."""
   return float(np.mean(accuracy_after_task))
+
+
+def local_accuracy(accuracy_matrix_local):
+  """Task-known accuracy: the mean over tasks of the final accuracy among each task's own classes."""
+  return float(np.mean(accuracy_matrix_local[-1]))
 
 
 def forgetting(accuracy_matrix):
@@ -55,5 +65,10 @@ def backward_transfer(accuracy_matrix):
 
 
 def omega(accuracy_after_task, upper_bound_after_task):
-  """Mean over n of A_n / A_n(upper bound): 1 is as good as training on all data."""
+  """Omega (Eq. 17): the mean over n of A_n / A_n(upper bound), 1 being as good as training on all data.
+
+  None where the upper bound was right about nothing after some task.
+  """
+  if not all(upper_bound_after_task):
+    return None
   return float(np.mean(np.asarray(accuracy_after_task) / np.asarray(upper_bound_after_task)))

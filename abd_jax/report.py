@@ -1,190 +1,19 @@
-"""What a run leaves behind: results.json, tables over runs, pictures.
+"""What runs have come to, from the shell; and their pictures.
 
   python -m abd_jax.report RUN_DIR_OR_RESULTS_JSON...
 
-prints a Markdown table, mean and standard deviation over the seeds found.
+prints a table a benchmark: mean and standard deviation over the seeds found, in the paper's order, beside what the
+literature reports. Runs of --method=upper_bound among them give the others' Omega.
 """
 
-import dataclasses
-import importlib.metadata
-import json
-import platform
-import resource
+import argparse
 import sys
-from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-
-from abd_jax import __version__, metrics
-from abd_jax import config as config_lib
-from abd_jax.checkpoint import write_whole
+from abd_jax import tables, upper_bounds
 from abd_jax.errors import UserError
+from abd_jax.results import Results
 
-
-_PLACES = ('workdir', 'data_dir', 'seeds', 'compilation_cache')
-
-
-@dataclasses.dataclass(frozen=True)
-class Results:
-  """results.json. Accuracies are percentages on test images; see `metrics` for the definitions."""
-
-  method: str
-  dataset: str
-  student: str
-  num_tasks: int
-  seed: int
-  class_order: list
-  accuracy_matrix: list
-  accuracy_after_task: list
-  accuracy_matrix_local: list
-  top_k: int
-  final_accuracy: float
-  average_accuracy: float
-  forgetting: float | None
-  backward_transfer: float | None
-  omega: float | None
-  memory_held: dict
-  seconds: dict
-  steps_per_second: dict
-  peak_memory_bytes: int
-  device: str
-  versions: dict
-  config: dict
-
-  def save(self, path):
-    write_whole(path, json.dumps(dataclasses.asdict(self), indent=1) + '\n')
-
-  @classmethod
-  def load(cls, path):
-    """Reads a results.json, or the one in a run's directory.
-
-    Raises:
-      UserError: there is none, or it is not one.
-    """
-    path = Path(path)
-    path = path / 'results.json' if path.is_dir() else path
-    try:
-      results = cls(**json.loads(path.read_text()))
-      # An earlier version did not have every flag: its runs were made as the defaults now say.
-      return dataclasses.replace(results, config=_flags_of(config_lib.Config()) | results.config)
-    except OSError as error:
-      raise UserError(f'{path} cannot be read: {error.strerror}.') from None
-    except (ValueError, TypeError) as error:
-      raise UserError(f'{path} is not a results.json: {error}.') from None
-
-
-def _flags_of(config):
-  """{flag: value} of what a run was told, where it read and wrote apart."""
-  return {name: value for name, value in config_lib.as_dict(config).items() if name not in _PLACES}
-
-
-def _square(rows):
-  """Rows of growing length as a square, None above the diagonal."""
-  return [row + [None] * (len(rows) - len(row)) for row in rows]
-
-
-def peak_memory_bytes():
-  """The most memory that the device, or on CPU this process with all its runs, has held so far."""
-  statistics = jax.local_devices()[0].memory_stats()
-  if statistics and 'peak_bytes_in_use' in statistics:
-    return int(statistics['peak_bytes_in_use'])
-  unit = 1 if sys.platform == 'darwin' else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def make_results(config, dataset, tasks, record, memory_held) -> Results:
-  """The results of a finished run, from what its record has measured."""
-  seconds = {name: round(value, 3) for name, value in record.seconds.items()}
-  rates: dict[str, Any] = {
-      kind: round(count / record.seconds[kind], 3) if count else None
-      for kind, count in record.steps.items()
-  }
-  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-  return Results(
-      method=config.method,
-      dataset=dataset.name,
-      student=config.student,
-      num_tasks=config.num_tasks,
-      seed=config.seed,
-      class_order=tasks.order,
-      accuracy_matrix=_square(record.accuracy_matrix),
-      accuracy_after_task=record.accuracy_after_task,
-      accuracy_matrix_local=_square(record.accuracy_matrix_local),
-      top_k=1,
-      final_accuracy=record.accuracy_after_task[-1],
-      average_accuracy=metrics.average_accuracy(record.accuracy_after_task),
-      forgetting=metrics.forgetting(record.accuracy_matrix),
-      backward_transfer=metrics.backward_transfer(record.accuracy_matrix),
-      omega=None,
-      memory_held=memory_held,
-      seconds=seconds,
-      steps_per_second=rates,
-      peak_memory_bytes=record.peak_memory_bytes,
-      device=jax.devices()[0].device_kind,
-      versions={'abd_jax': __version__, 'python': platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}},
-      config=_flags_of(config),
-  )
-
-
-def benchmark_of(results):
-  """What two runs must share to stand in one table: the class count may be a part of the data set's."""
-  return results.dataset, len(results.class_order), results.num_tasks, results.student, len(results.accuracy_after_task)
-
-
-def by_row(all_results):
-  """{(benchmark, method, switches): [Results]}: runs that differ in the seed alone, in the order first met."""
-  rows = {}
-  for results in all_results:
-    switches = json.dumps({k: v for k, v in results.config.items() if k not in ('seed', *_OPERATIONAL)}, sort_keys=True)
-    rows.setdefault((benchmark_of(results), results.method, switches), []).append(results)
-  return rows
-
-
-_OPERATIONAL = ('checkpoint_seconds', 'resume', 'steps_per_call', 'verify_checksum', 'stop_after_task')
-
-
-def _mean_and_spread(values, digits=1):
-  """'mean ± population standard deviation', or the one value."""
-  mean = f'{np.mean(values):.{digits}f}'
-  return mean if len(values) == 1 else f'{mean} ± {np.std(values):.{digits}f}'
-
-
-def _switches(results, reference):
-  """How a run's flags differ from the first run's of its table, method and seed apart."""
-  skip = ('seed', 'method', *_OPERATIONAL)
-  return ', '.join(
-      f'--{name}={value}' for name, value in results.config.items()
-      if name not in skip and value != reference.config.get(name)
-  )
-
-
-def markdown_table(all_results):
-  """One Markdown table a benchmark: final and average accuracy, forgetting, minutes; mean ± std over the seeds."""
-  tables = {}
-  for (benchmark, method, _), runs in by_row(all_results).items():
-    tables.setdefault(benchmark, []).append((method, runs))
-  text = ''
-  for (dataset, classes, tasks, student, learned), rows in tables.items():
-    part = '' if learned == tasks else f', stopped after task {learned}'
-    text += f'**{dataset}**, {classes} classes in {tasks} tasks, {student}{part}\n\n'
-    text += '| method | seeds | final accuracy A_N % | average accuracy % | forgetting | minutes a run |\n'
-    text += '|---|---|---|---|---|---|\n'
-    for method, runs in rows:
-      switches = _switches(runs[0], rows[0][1][0])
-      forgotten = [r.forgetting for r in runs if r.forgetting is not None]
-      cells = [
-          method + (f' ({switches})' if switches else ''),
-          ', '.join(str(r.seed) for r in sorted(runs, key=lambda r: r.seed)),
-          _mean_and_spread([r.final_accuracy for r in runs]),
-          _mean_and_spread([r.average_accuracy for r in runs]),
-          _mean_and_spread(forgotten) if forgotten else '',
-          f'{np.mean([r.seconds["total"] for r in runs]) / 60:.1f}',
-      ]
-      text += '| ' + ' | '.join(cells) + ' |\n'
-    text += '\n'
-  return text
+FORMATS = {'markdown': tables.markdown, 'latex': tables.latex, 'csv': tables.to_csv}
 
 
 def save_image_grid(path, images_NHWC, names, confidences):
@@ -210,12 +39,28 @@ def save_image_grid(path, images_NHWC, names, confidences):
   figure.savefig(path, dpi=100)
 
 
+def _metrics(text):
+  """The names in a list with commas between, or all of them."""
+  names = tuple(tables.METRICS) if text == 'all' else tuple(text.split(','))
+  if unknown := [name for name in names if name not in tables.METRICS]:
+    raise UserError(f'--metrics={text}: {unknown[0]} is not one of all, {", ".join(tables.METRICS)}.')
+  return names
+
+
 def main(arguments):
-  if not arguments or arguments[0] in ('-h', '--help'):
-    print(__doc__)
-    return 0 if arguments else 2
+  parser = argparse.ArgumentParser(
+      'python -m abd_jax.report', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('runs', nargs='+', metavar='RUN', help='the directory of a finished run, or its results.json')
+  parser.add_argument('--format', choices=FORMATS, default='markdown')
+  parser.add_argument('--metrics', metavar='NAME,...', help=f'columns: all, or some of {", ".join(tables.METRICS)}')
+  told = parser.parse_args(arguments)
   try:
-    print(markdown_table([Results.load(path) for path in arguments]), end='')
+    chosen = {'metrics': _metrics(told.metrics)} if told.metrics else {}
+    results = [Results.load(path) for path in told.runs]
+    bounds = [r for r in results if r.method == 'upper_bound']
+    results = [upper_bounds.with_omega(r, bounds) if r.omega is None else r for r in results]
+    print(FORMATS[told.format](tables.collate(results), **chosen), end='')
   except UserError as error:
     print(error, file=sys.stderr)
     return 2

@@ -10,6 +10,7 @@ import numpy as np
 
 from abd_jax import metrics as metrics_lib
 from abd_jax import processes, report, states
+from abd_jax import results as results_lib
 from abd_jax.checkpoint import Checkpoints, MetricsLog, Preempted, StopSignal, claim_workdir
 from abd_jax.data import TaskSequence, load
 from abd_jax.data.tasks import epoch_order
@@ -36,7 +37,7 @@ def run(config, workdir, dataset=None, stop=None):
     stop: the caller's `checkpoint.StopSignal`, when it listens for SIGTERM itself.
 
   Returns:
-    The `report.Results`, as in results.json.
+    The `results.Results`, as in results.json.
 
   Raises:
     UserError: something the user can mend, before anything is trained.
@@ -76,6 +77,8 @@ def check(config, dataset):
         f'--batch_size={config.optimisation.batch_size} is larger than task {int(np.argmin(sizes)) + 1}, which has'
         f' {min(sizes)} images.'
     )
+  if 1 < config.top_k and tasks.num_classes <= config.top_k:
+    raise UserError(f'--top_k={config.top_k} of {tasks.num_classes} classes: every answer would be right.')
   if not all(tasks.test_sizes()):
     raise UserError(f'{dataset.name} has no test images of task {int(np.argmin(tasks.test_sizes())) + 1}.')
   if METHODS[config.method].dreams:
@@ -110,7 +113,7 @@ class _Run:
     record = self._record
     last = self._config.stop_after_task or self._config.num_tasks
     if record.task >= last and processes.is_first() and (self._workdir / 'results.json').exists():
-      return report.Results.load(self._workdir)
+      return results_lib.Results.load(self._workdir)
     for task in range(record.task, last):
       images, labels = self._load(task)
       if record.phase == record.step == 0:
@@ -260,7 +263,7 @@ class _Run:
         logits.append(self._logits(images))
         labels.append(its_labels)
     classes = [self._tasks.classes(earlier) for earlier in range(task + 1)]
-    row, local_row, accuracy = metrics_lib.accuracies_after_task(logits, labels, classes)
+    row, local_row, accuracy = metrics_lib.accuracies_after_task(logits, labels, classes, self._config.top_k)
     record.accuracy_matrix.append(row)
     record.accuracy_matrix_local.append(local_row)
     record.accuracy_after_task.append(accuracy)
@@ -290,7 +293,7 @@ class _Run:
 
   def _save(self):
     self._record.holds = sorted(self._states())
-    self._record.peak_memory_bytes = max(self._record.peak_memory_bytes, report.peak_memory_bytes())
+    self._record.peak_memory_bytes = max(self._record.peak_memory_bytes, results_lib.peak_memory_bytes())
     self._record.seconds['total'] += time.monotonic() - self._saved_at
     self._saved_at = time.monotonic()
     self._checkpoints.save(self._states(), dataclasses.asdict(self._record))
@@ -318,7 +321,7 @@ class _Run:
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(kept)),
         'images': int(sum(self._tasks.train_sizes()[: record.task - 1])) if self._method.cumulative else 0,
     }
-    results = report.make_results(self._config, self._dataset, self._tasks, record, held)
+    results = results_lib.make_results(self._config, self._dataset, self._tasks, record, held)
     if processes.is_first():
       results.save(self._workdir / 'results.json')
     return results

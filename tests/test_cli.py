@@ -57,11 +57,11 @@ def test_a_comparison_ends_in_a_table_and_pictures(tmp_path):
       '--inversion_steps=2', '--decay_at=',
   )
   assert process.returncode == 0, process.stderr
-  assert '| abd | 0 |' in process.stdout and '| base | 0 |' in process.stdout
+  assert '| abd | synthetic | 0 |' in process.stdout and '| base | none | 0 |' in process.stdout
   assert (tmp_path / 'abd' / 'seed0' / 'synthetic_task2.png').stat().st_size > 1000
   assert (tmp_path / 'base' / 'seed0' / 'results.json').exists()
   table = run('-m', 'abd_jax.report', str(tmp_path / 'abd' / 'seed0'), str(tmp_path / 'base' / 'seed0' / 'results.json'))
-  assert table.returncode == 0 and '| base | 0 |' in table.stdout
+  assert table.returncode == 0 and '| base | none | 0 |' in table.stdout
   nothing = run('-m', 'abd_jax.report', str(tmp_path))
   assert nothing.returncode == 2 and 'cannot be read' in nothing.stderr
 

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax import checkpoint, config, data, programs, report, states, train
+from abd_jax import checkpoint, config, data, programs, states, train
+from abd_jax import results as results_lib
 from abd_jax.checkpoint import Checkpoints, Preempted, StopSignal
 from abd_jax.config import with_values
 from abd_jax.errors import UserError
@@ -93,7 +94,7 @@ def test_results_hold_what_is_promised(whole_run):
   assert stored['seconds']['total'] > sum(v for k, v in stored['seconds'].items() if k != 'total') > 0
   # ResNet-8: the parameters of one classifier are kept between tasks, and no image.
   student = sum(leaf.size for leaf in jax.tree.leaves(final_states(workdir)['student']['params']))
-  assert stored['memory_held'] == {'parameters': student, 'images': 0}
+  assert stored['memory_held'] == {'parameters': student, 'images': 0, 'image_values': 0}
   assert stored['peak_memory_bytes'] > 10**8 and stored['config']['epochs'] == 1 and stored['versions']['jax']
 
 
@@ -172,6 +173,7 @@ def test_the_other_methods_run_with_one_trace_a_step(method, dataset, tmp_path):
   # What is kept: the upper bound alone keeps images, those of all tasks before the last.
   kept = train.check(config_, dataset).train_sizes()[:2].sum() if method == 'upper_bound' else 0
   assert results.memory_held['images'] == kept
+  assert results.memory_held['image_values'] == kept * 64  # 8x8 pixels of one channel
 
 
 def test_the_upper_bound_starts_anew_and_sees_everything(dataset, tmp_path, monkeypatch):
@@ -283,27 +285,15 @@ def test_checkpoints_give_back_what_was_saved_though_its_buffers_are_reused(tmp_
   again.close()
 
 
-# Tables
-
-
-def test_the_table_groups_seeds_and_names_switches(whole_run):
-  _, results, *_ = whole_run
-  runs = [
-      dataclasses.replace(results, seed=seed, final_accuracy=accuracy, config={**results.config, 'seed': seed})
-      for seed, accuracy in ((0, 40.0), (1, 44.0))
-  ]
-  runs.append(dataclasses.replace(results, config={**results.config, 'finetune_classes': 'all'}, final_accuracy=30.0))
-  table = report.markdown_table(runs)
-  assert '| abd | 0, 1 | 42.0 ± 2.0 |' in table
-  assert '| abd (--finetune_classes=all) | 0 | 30.0 |' in table
+# results.json
 
 
 def test_results_that_are_none(tmp_path):
   with pytest.raises(UserError, match='cannot be read'):
-    report.Results.load(tmp_path)
+    results_lib.Results.load(tmp_path)
   (tmp_path / 'results.json').write_text('{"method": "abd"}')
   with pytest.raises(UserError, match='is not a results.json'):
-    report.Results.load(tmp_path)
+    results_lib.Results.load(tmp_path)
 
 
 def test_results_of_a_version_with_fewer_flags_read_as_its_defaults(whole_run, tmp_path):
@@ -311,4 +301,4 @@ def test_results_of_a_version_with_fewer_flags_read_as_its_defaults(whole_run, t
   older = json.loads((workdir / 'results.json').read_text())
   del older['config']['precision']
   (tmp_path / 'results.json').write_text(json.dumps(older))
-  assert report.Results.load(tmp_path) == results
+  assert results_lib.Results.load(tmp_path) == results

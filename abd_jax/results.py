@@ -1,0 +1,142 @@
+"""results.json: what a finished run says of itself."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from abd_jax import __version__, metrics
+from abd_jax import config as config_lib
+from abd_jax.checkpoint import write_whole
+from abd_jax.errors import UserError
+
+_PLACES = ('workdir', 'data_dir', 'seeds', 'compilation_cache', 'upper_bound')
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """results.json. Accuracies are percentages on test images; see `metrics` for the definitions."""
+
+  method: str
+  dataset: str
+  student: str
+  num_tasks: int
+  seed: int
+  class_order: list
+  accuracy_matrix: list
+  accuracy_after_task: list
+  accuracy_matrix_local: list
+  top_k: int
+  final_accuracy: float
+  average_accuracy: float
+  forgetting: float | None
+  backward_transfer: float | None
+  omega: float | None
+  memory_held: dict
+  seconds: dict
+  steps_per_second: dict
+  peak_memory_bytes: int
+  device: str
+  versions: dict
+  config: dict
+
+  @property
+  def local_accuracy(self):
+    """See `metrics.local_accuracy`."""
+    return metrics.local_accuracy(self.accuracy_matrix_local)
+
+  @property
+  def seconds_per_batch(self):
+    """Seconds a step of learning, over all tasks and phases; inversion, evaluation and compilation apart."""
+    rate = self.steps_per_second['train']
+    return 1 / rate if rate else None
+
+  @property
+  def classes_seen(self):
+    """How many classes had been met after each task."""
+    per_task = len(self.class_order) // self.num_tasks
+    return [per_task * (n + 1) for n in range(len(self.accuracy_after_task))]
+
+  def save(self, path):
+    write_whole(path, json.dumps(dataclasses.asdict(self), indent=1) + '\n')
+
+  @classmethod
+  def load(cls, path):
+    """Reads a results.json, or the one in a run's directory.
+
+    Raises:
+      UserError: there is none, or it is not one.
+    """
+    path = Path(path).expanduser()
+    path = path / 'results.json' if path.is_dir() else path
+    try:
+      results = cls(**json.loads(path.read_text()))
+      # An earlier version did not have every flag: its runs were made as the defaults now say.
+      return dataclasses.replace(results, config=_flags_of(config_lib.Config()) | results.config)
+    except OSError as error:
+      raise UserError(f'{path} cannot be read: {error.strerror}.') from None
+    except (ValueError, TypeError) as error:
+      raise UserError(f'{path} is not a results.json: {error}.') from None
+
+
+def _flags_of(config):
+  """{flag: value} of what a run was told, where it read and wrote apart."""
+  return {name: value for name, value in config_lib.as_dict(config).items() if name not in _PLACES}
+
+
+def _square(rows):
+  """Rows of growing length as a square, None above the diagonal."""
+  return [row + [None] * (len(rows) - len(row)) for row in rows]
+
+
+def peak_memory_bytes():
+  """The most memory that the device, or on CPU this process with all its runs, has held so far."""
+  statistics = jax.local_devices()[0].memory_stats()
+  if statistics and 'peak_bytes_in_use' in statistics:
+    return int(statistics['peak_bytes_in_use'])
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def make_results(config, dataset, tasks, record, memory_held) -> Results:
+  """The results of a finished run, from what its record has measured."""
+  seconds = {name: round(value, 3) for name, value in record.seconds.items()}
+  rates: dict[str, Any] = {
+      kind: float(f'{count / record.seconds[kind]:.5g}') if count else None
+      for kind, count in record.steps.items()
+  }
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  versions = {'abd_jax': __version__, 'python': platform.python_version()}
+  # As the paper counts what replay costs: every channel of every pixel, beside the parameters.
+  height, width, channels = tasks.image_shape
+  memory_held = {**memory_held, 'image_values': memory_held['images'] * height * width * channels}
+  return Results(
+      method=config.method,
+      dataset=dataset.name,
+      student=config.student,
+      num_tasks=config.num_tasks,
+      seed=config.seed,
+      class_order=tasks.order,
+      accuracy_matrix=_square(record.accuracy_matrix),
+      accuracy_after_task=record.accuracy_after_task,
+      accuracy_matrix_local=_square(record.accuracy_matrix_local),
+      top_k=config.top_k,
+      final_accuracy=metrics.final_accuracy(record.accuracy_after_task),
+      average_accuracy=metrics.average_accuracy(record.accuracy_after_task),
+      forgetting=metrics.forgetting(record.accuracy_matrix),
+      backward_transfer=metrics.backward_transfer(record.accuracy_matrix),
+      omega=None,
+      memory_held=memory_held,
+      seconds=seconds,
+      steps_per_second=rates,
+      peak_memory_bytes=record.peak_memory_bytes,
+      device=jax.devices()[0].device_kind,
+      versions={**versions, **{name: importlib.metadata.version(name) for name in packages}},
+      config=_flags_of(config),
+  )

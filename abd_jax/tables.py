@@ -1,0 +1,284 @@
+"""Tables over runs: rows in the paper's order, beside the published figures, as Markdown, LaTeX or CSV."""
+
+import collections
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Callable
+
+import numpy as np
+
+from abd_jax import config as config_lib
+from abd_jax.errors import UserError
+from abd_jax.published import ABLATIONS, FIGURES, REPLAY, Benchmark, Figures
+from abd_jax.results import Results
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A column.
+
+  Attributes:
+    title: its head.
+    of: a run's figure, or None where it has none.
+    digits: after the point.
+    spread: whether the standard deviation over seeds is of interest.
+    published: the literature's figure and its standard deviation, where the column has such a neighbour.
+  """
+
+  title: str
+  of: Callable[[Results], float | None]
+  digits: int = 1
+  spread: bool = True
+  published: Callable[[Figures], tuple[float | None, float | None]] | None = None
+
+
+METRICS = {
+    'final_accuracy': Metric(
+        'final accuracy A_N %', lambda r: r.final_accuracy, published=lambda f: (f.final_accuracy, f.spread)
+    ),
+    'omega': Metric(
+        'Omega %', lambda r: None if r.omega is None else 100 * r.omega, published=lambda f: (f.omega, None)
+    ),
+    'average_accuracy': Metric('average accuracy %', lambda r: r.average_accuracy),
+    'forgetting': Metric('forgetting', lambda r: r.forgetting),
+    'backward_transfer': Metric('backward transfer', lambda r: r.backward_transfer),
+    'local_accuracy': Metric('task-known accuracy %', lambda r: r.local_accuracy),
+    'parameters': Metric('parameters held', lambda r: r.memory_held['parameters'], digits=0, spread=False),
+    'image_values': Metric(
+        'image values held', lambda r: r.memory_held.get('image_values', 0 if not r.memory_held['images'] else None),
+        digits=0, spread=False,
+    ),
+    'seconds_per_batch': Metric('seconds a batch', lambda r: r.seconds_per_batch, digits=3, spread=False),
+    'minutes': Metric('minutes a run', lambda r: r.seconds['total'] / 60, spread=False),
+}
+SHORT = ('final_accuracy', 'omega', 'average_accuracy', 'forgetting', 'minutes')
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """Mean and population standard deviation over so many seeds; of a published figure the seeds are not known."""
+
+  mean: float
+  spread: float | None
+  seeds: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A method with its switches: a cell, and a published one, for each metric that has any."""
+
+  method: str
+  switches: str
+  replay: str
+  seeds: tuple[int, ...]
+  cells: dict[str, Cell]
+  published: dict[str, Cell]
+
+  @property
+  def label(self):
+    return self.method + (f' ({self.switches})' if self.switches else '')
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Rows of one benchmark."""
+
+  dataset: str
+  num_classes: int
+  num_tasks: int
+  student: str
+  top_k: int
+  learned: int
+  rows: tuple[Row, ...]
+
+  def setting(self):
+    """What follows the data set's name in the head."""
+    top_k = '' if self.top_k == 1 else f', top-{self.top_k}'
+    part = '' if self.learned == self.num_tasks else f', stopped after task {self.learned}'
+    return f'{self.num_classes} classes in {self.num_tasks} tasks, {self.student}{top_k}{part}'
+
+  def columns(self, metrics):
+    """[(metric's name, whether its published neighbour)]: those of `metrics` that any row has something in."""
+    found = []
+    for name in metrics:
+      found += [(name, False)] if any(name in row.cells for row in self.rows) else []
+      found += [(name, True)] if any(name in row.published for row in self.rows) else []
+    return found
+
+
+# From runs to tables.
+
+
+def collate(all_results):
+  """The `Table`s of runs, a benchmark each, in the order first met.
+
+  Raises:
+    UserError: a seed of a row is given twice.
+  """
+  benchmarks = {}
+  for r in all_results:
+    key = (r.dataset, len(r.class_order), r.num_tasks, r.student, r.top_k, len(r.accuracy_after_task))
+    benchmarks.setdefault(key, []).append(r)
+  return [Table(*key, rows=_rows(runs)) for key, runs in benchmarks.items()]
+
+
+def _rows(runs):
+  apart = {leaf.name for leaf in config_lib.leaves(config_lib.Config()) if not leaf.field.metadata['identity']} | {'seed'}
+  grouped = {}
+  for r in runs:
+    switches = json.dumps({name: value for name, value in r.config.items() if name not in apart}, sort_keys=True)
+    grouped.setdefault(switches, []).append(r)
+  usual = _usual_flags([group[0] for group in grouped.values()])
+  rows = [_row(group, usual, apart) for group in grouped.values()]
+  figures = _published_of(runs)
+  rows += [
+      Row(name, '', REPLAY[name], (), {}, _published_cells(figure))
+      for name, figure in figures.items() if name not in {row.method for row in rows}
+  ]
+  return tuple(sorted(rows, key=_paper_order))
+
+
+def _usual_flags(runs):
+  """{flag: the value that most rows have}; of equally many the default, so that the row that departs from it is named."""
+  defaults = config_lib.as_dict(config_lib.Config())
+  usual = {}
+  for name in runs[0].config:
+    counts = collections.Counter(json.dumps(r.config.get(name)) for r in runs)
+    most = max(counts.values())
+    candidates = [value for value, count in counts.items() if count == most]
+    default = json.dumps(defaults.get(name))
+    usual[name] = json.loads(default if default in candidates else candidates[0])
+  return usual
+
+
+def _row(runs, usual, apart):
+  runs = sorted(runs, key=lambda r: r.seed)
+  first, seeds = runs[0], tuple(r.seed for r in runs)
+  switches = ', '.join(
+      f'--{name}={config_lib.text_of(value)}' for name, value in first.config.items()
+      if name not in apart | {'method'} and value != usual.get(name, value)
+  )
+  if len(set(seeds)) < len(seeds):
+    raise UserError(f'A seed of {first.method} is given twice: the runs have seeds {", ".join(map(str, seeds))}.')
+  cells = {}
+  for name, metric in METRICS.items():
+    values = [value for value in map(metric.of, runs) if value is not None]
+    if values:
+      spread = float(np.std(values)) if metric.spread and len(values) > 1 else None
+      cells[name] = Cell(float(np.mean(values)), spread, len(values))
+  # An ablated method is another method to the literature, which gives it no figure.
+  figure = _published_of([first]).get(first.method) if first.config.get('ablate', 'none') == 'none' else None
+  published = _published_cells(figure) if figure else {}
+  return Row(first.method, switches, REPLAY.get(first.method, ''), seeds, cells, published)
+
+
+def _published_of(runs):
+  """{method: Figures} of the benchmark that any of the runs is one of."""
+  for r in runs:
+    benchmark = Benchmark(r.dataset, len(r.class_order), r.num_tasks, r.student, r.config['epochs'], r.top_k)
+    if benchmark in FIGURES and r.config['image_size'] == 0 and len(r.accuracy_after_task) == r.num_tasks:
+      return FIGURES[benchmark]
+  return {}
+
+
+def _published_cells(figures):
+  found = {name: metric.published(figures) for name, metric in METRICS.items() if metric.published}
+  return {name: Cell(mean, spread) for name, (mean, spread) in found.items() if mean is not None}
+
+
+def _paper_order(row):
+  order = list(REPLAY)
+  ablation = next((i for i, name in enumerate(ABLATIONS) if f'--ablate={name}' in row.switches), 0)
+  return order.index(row.method) if row.method in order else len(order), ablation
+
+
+# From tables to text.
+
+
+def _figure(cell, metric, row_seeds=None):
+  """'mean ± standard deviation', with the number of seeds where it is not the row's."""
+  if cell is None:
+    return ''
+  text = f'{cell.mean:,.{metric.digits}f}' if metric.digits == 0 else f'{cell.mean:.{metric.digits}f}'
+  text += '' if cell.spread is None else f' ± {cell.spread:.{metric.digits}f}'
+  return text if row_seeds is None or cell.seeds == row_seeds else f'{text} (n={cell.seeds})'
+
+
+def _text_rows(table, metrics):
+  """[head, *rows] of cells as text."""
+  columns = table.columns(metrics)
+  head = ['method', 'replay', 'seeds', *('published' if published else METRICS[name].title for name, published in columns)]
+  rows = []
+  for row in table.rows:
+    cells = [
+        _figure(row.published.get(name), METRICS[name]) if published
+        else _figure(row.cells.get(name), METRICS[name], len(row.seeds))
+        for name, published in columns
+    ]
+    rows.append([row.label, row.replay, ', '.join(map(str, row.seeds)), *cells])
+  return [head, *rows]
+
+
+def markdown(tables, metrics=SHORT):
+  """The tables as Markdown; `metrics` are names in `METRICS`."""
+  text = ''
+  for table in tables:
+    head, *rows = _text_rows(table, metrics)
+    text += f'**{table.dataset}**, {table.setting()}\n\n'
+    text += '| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|\n'
+    text += ''.join('| ' + ' | '.join(row) + ' |\n' for row in rows) + '\n'
+  return text
+
+
+def _escape(text):
+  for plain, escaped in (('\\', r'\textbackslash{}'), ('A_N', '$A_N$'), ('Omega', r'$\Omega$'), ('±', r'$\pm$')):
+    text = text.replace(plain, escaped)
+  inside_math = False
+  escaped = ''
+  for character in text:
+    inside_math ^= character == '$'
+    escaped += '\\' + character if character in '%#&_' and not inside_math else character
+  return escaped.replace('--', '-{}-')  # two hyphens would be set as a dash
+
+
+def latex(tables, metrics=SHORT):
+  r"""The tables as LaTeX, for \usepackage{booktabs}."""
+  text = ''
+  for table in tables:
+    head, *rows = ([_escape(cell) for cell in row] for row in _text_rows(table, metrics))
+    caption = _escape(f'{table.dataset}, {table.setting()}; mean ± population standard deviation over seeds.')
+    lines = [' & '.join(row) + r' \\' for row in rows]
+    text += '\n'.join([
+        r'\begin{table}', r'\centering', rf'\caption{{{caption}}}', rf'\begin{{tabular}}{{lll{"r" * (len(head) - 3)}}}',
+        r'\toprule', ' & '.join(head) + r' \\', r'\midrule', *lines, r'\bottomrule', r'\end{tabular}', r'\end{table}',
+    ]) + '\n\n'
+  return text
+
+
+def to_csv(tables, metrics=tuple(METRICS)):
+  """The tables as one CSV: for each metric its mean, population standard deviation, seeds, and the published figure."""
+  fields = [
+      'dataset', 'num_classes', 'num_tasks', 'student', 'top_k', 'tasks_learned', 'method', 'switches', 'replay', 'seeds'
+  ]
+  for name in metrics:
+    fields += [f'{name}_mean', f'{name}_std', f'{name}_seeds']
+    fields += [f'{name}_published', f'{name}_published_std'] if METRICS[name].published else []
+  text = io.StringIO()
+  writer = csv.DictWriter(text, fields, lineterminator='\n')
+  writer.writeheader()
+  for table in tables:
+    for row in table.rows:
+      line = {
+          'dataset': table.dataset, 'num_classes': table.num_classes, 'num_tasks': table.num_tasks,
+          'student': table.student, 'top_k': table.top_k, 'tasks_learned': table.learned, 'method': row.method,
+          'switches': row.switches, 'replay': row.replay, 'seeds': ' '.join(map(str, row.seeds)),
+      }
+      for name in metrics:
+        if cell := row.cells.get(name):
+          line |= {f'{name}_mean': cell.mean, f'{name}_std': cell.spread, f'{name}_seeds': cell.seeds}
+        if cell := row.published.get(name):
+          line |= {f'{name}_published': cell.mean, f'{name}_published_std': cell.spread}
+      writer.writerow(line)
+  return text.getvalue()

@@ -1,0 +1,162 @@
+"""Tables from committed runs and from figures small enough to average by eye."""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+
+from abd_jax import report, tables, upper_bounds
+from abd_jax.errors import UserError
+from abd_jax.results import Results
+
+ROOT = Path(__file__).parent.parent
+RUN = Results.load(ROOT / 'experiments' / 'results' / 'digits_5_abd_seed0.json')
+
+
+def run_of(method='abd', seed=0, final=40.0, flags=(), **changes):
+  """A run on the digits, of which the tests say what matters."""
+  flags = {**RUN.config, 'ablate': 'none', 'method': method, 'seed': seed, **dict(flags)}
+  return dataclasses.replace(RUN, method=method, seed=seed, final_accuracy=final, config=flags, **changes)
+
+
+def full_cifar100(method, seed=0, num_tasks=10, **changes):
+  """A run on the whole of the paper's first benchmark."""
+  flags = dict(dataset='cifar100', num_tasks=num_tasks, student='resnet32', epochs=250)
+  changes = {'accuracy_after_task': [50.0] * num_tasks, **changes}
+  return run_of(
+      method, seed, flags=flags, dataset='cifar100', num_tasks=num_tasks, student='resnet32', class_order=list(range(100)),
+      **changes,
+  )
+
+
+def lines_of(runs, metrics=tables.SHORT):
+  return tables.markdown(tables.collate(runs), metrics).strip().splitlines()
+
+
+def test_seeds_are_averaged_and_switches_named():
+  runs = [run_of(seed=0, final=40.0), run_of(seed=1, final=44.0), run_of(flags={'finetune_classes': 'all'}, final=30.0)]
+  head, _, *rows = lines_of(runs, ('final_accuracy',))[2:]
+  assert head == '| method | replay | seeds | final accuracy A_N % |'
+  # 40 and 44: mean 42, population standard deviation 2.
+  assert rows == ['| abd | synthetic | 0, 1 | 42.0 ± 2.0 |', '| abd (--finetune_classes=all) | synthetic | 0 | 30.0 |']
+
+
+def test_the_row_that_departs_from_the_others_is_the_one_named():
+  runs = [run_of('dgr', flags={'weight_decay': 0.0}), run_of('base'), run_of('abd')]
+  assert [line.split(' | ')[0] for line in lines_of(runs)[4:]] == ['| base', '| dgr (--weight_decay=0.0)', '| abd']
+
+
+def test_rows_stand_in_the_papers_order_ablations_in_table_3s():
+  ablated = [run_of(flags={'ablate': name}) for name in ('finetune', 'balance')]
+  runs = [run_of('mine'), run_of('bic'), *ablated, run_of('rehearsal'), run_of('abd'), run_of('lwf')]
+  labels = [line.split(' | ')[0].removeprefix('| ') for line in lines_of(runs)[4:]]
+  assert labels == ['lwf', 'abd', 'abd (--ablate=balance)', 'abd (--ablate=finetune)', 'rehearsal', 'bic', 'mine']
+
+
+def test_a_cell_of_fewer_seeds_than_its_row_says_so():
+  runs = [run_of(seed=0, omega=0.5), run_of(seed=1)]
+  assert lines_of(runs, ('omega', 'forgetting'))[-1] == '| abd | synthetic | 0, 1 | 50.0 (n=1) | 7.0 ± 0.0 |'
+
+
+def test_the_published_figures_stand_beside_and_what_is_missing_is_blank():
+  lines = lines_of([full_cifar100('abd', seed) for seed in (0, 1)], ('final_accuracy', 'omega'))
+  assert lines[0] == '**cifar100**, 100 classes in 10 tasks, resnet32'
+  assert lines[2] == '| method | replay | seeds | final accuracy A_N % | published | published |'
+  assert '| abd | synthetic | 0, 1 | 40.0 ± 0.0 | 33.7 ± 1.2 | 69.6 |' in lines
+  assert '| bic | coreset |  |  | 45.9 ± 1.8 | 81.9 |' in lines
+  assert '| R-DFCIL | synthetic |  |  | 42.4 ± 0.7 |  |' in lines
+
+
+@pytest.mark.parametrize('changes', [
+    {'num_tasks': 4}, {'accuracy_after_task': [50.0] * 3}, {'top_k': 5}, {'config': {**RUN.config, 'epochs': 30}},
+])
+def test_no_published_figure_stands_beside_another_benchmark(changes):
+  run = full_cifar100('abd', num_tasks=changes.pop('num_tasks', 10), accuracy_after_task=changes.pop('accuracy_after_task', [50.0] * 10))
+  text = tables.markdown(tables.collate([dataclasses.replace(run, **changes)]))
+  assert 'published' not in text and text.count('\n| ') == 2
+
+
+def test_an_ablation_has_no_published_figure():
+  ablated = full_cifar100('abd')
+  ablated = dataclasses.replace(ablated, config={**ablated.config, 'ablate': 'balance'})
+  rows = {row.label: row for row in tables.collate([full_cifar100('abd'), ablated])[0].rows}
+  assert rows['abd'].published['final_accuracy'].mean == 33.7
+  assert rows['abd (--ablate=balance)'].published == {}
+
+
+def test_a_seed_given_twice_is_refused():
+  with pytest.raises(UserError, match='A seed of abd is given twice: the runs have seeds 0, 0.'):
+    tables.collate([RUN, RUN])
+
+
+def test_top_5_is_never_averaged_with_top_1():
+  assert [t.setting() for t in tables.collate([RUN, dataclasses.replace(RUN, top_k=5)])] == [
+      '10 classes in 5 tasks, resnet8', '10 classes in 5 tasks, resnet8, top-5'
+  ]
+
+
+def test_latex_is_escaped():
+  runs = [run_of('lwf_mc', 0, 40.0), run_of('lwf_mc', 1, 44.0), run_of('abd', 0, 41.0), run_of('abd', flags={'local_ce_weight': False})]
+  text = tables.latex(tables.collate(runs), ('final_accuracy',))
+  assert r'method & replay & seeds & final accuracy $A_N$ \% \\' in text
+  assert r'lwf\_mc & none & 0, 1 & 42.0 $\pm$ 2.0 \\' in text
+  assert r'abd (-{}-local\_ce\_weight=false) & synthetic & 0 & 40.0 \\' in text
+  assert text.index(r'\toprule') < text.index(r'\midrule') < text.index(r'\bottomrule')
+
+
+def test_csv_has_every_metric_and_its_seeds():
+  text = tables.to_csv(tables.collate([full_cifar100('abd', 0)] + [full_cifar100('abd', 1, omega=0.5)]))
+  rows = {row['method']: row for row in csv.DictReader(io.StringIO(text))}
+  abd, bic = rows['abd'], rows['bic']
+  assert (abd['num_tasks'], abd['seeds'], abd['final_accuracy_seeds'], abd['omega_seeds']) == ('10', '0 1', '2', '1')
+  assert (abd['omega_mean'], abd['omega_published'], abd['final_accuracy_published_std']) == ('50.0', '69.6', '1.2')
+  assert (bic['final_accuracy_mean'], bic['final_accuracy_published'], bic['seeds']) == ('', '45.9', '')
+  assert all(f'{name}_mean' in abd for name in tables.METRICS)
+
+
+def test_seconds_a_batch_and_memory_as_the_paper_counts_it():
+  # 4 steps a second; 2,000 images of 32x32x3 are 6,144,000 values beside the parameters.
+  held = {'parameters': 464154, 'images': 2000, 'image_values': 2000 * 32 * 32 * 3}
+  run = dataclasses.replace(RUN, steps_per_second={'inversion': None, 'train': 4.0}, memory_held=held)
+  [row] = tables.collate([run])[0].rows
+  assert [row.cells[name].mean for name in ('seconds_per_batch', 'parameters', 'image_values')] == [0.25, 464154, 6144000]
+
+
+def test_the_readmes_tables_are_the_reports():
+  readme = (ROOT / 'README.md').read_text()
+  inside = readme.split('<!-- results -->\n')[1].split('<!-- /results -->')[0]
+  runs = [Results.load(path) for path in sorted((ROOT / 'experiments' / 'results').glob('*.json'))]
+  assert inside.strip() == tables.markdown(tables.collate(runs)).strip()
+
+
+# The command
+
+
+def test_report_pairs_runs_with_their_upper_bound(tmp_path, capsys):
+  # Halves and quarters of the upper bound over two tasks: (1/2 + 1/4) / 2.
+  bound = run_of('upper_bound', 0, accuracy_after_task=[80.0, 80.0])
+  bound.save(tmp_path / 'bound.json')
+  run_of('base', 0, accuracy_after_task=[40.0, 20.0]).save(tmp_path / 'base.json')
+  other = run_of('abd', 1, accuracy_after_task=[40.0, 20.0])
+  dataclasses.replace(other, class_order=other.class_order[::-1]).save(tmp_path / 'abd.json')
+  paths = [str(tmp_path / f'{name}.json') for name in ('bound', 'base', 'abd')]
+  assert report.main([*paths, '--metrics=omega']) == 0
+  rows = capsys.readouterr().out.splitlines()[4:]
+  assert rows[:3] == ['| upper_bound | none | 0 | 100.0 |', '| base | none | 0 | 37.5 |', '| abd | synthetic | 1 |  |']
+
+
+def test_report_refuses_a_metric_it_does_not_know(capsys):
+  path = str(ROOT / 'experiments' / 'results' / 'digits_5_abd_seed0.json')
+  assert report.main([path, '--metrics=accuracy']) == 2
+  assert '--metrics=accuracy: accuracy is not one of all, final_accuracy, omega' in capsys.readouterr().err
+  assert report.main([path, '--metrics=all', '--format=csv']) == 0
+
+
+def test_an_upper_bound_of_more_tasks_serves_by_classes_seen():
+  bound = run_of('upper_bound', accuracy_after_task=[90.0, 80.0, 80.0, 80.0, 60.0])  # at 2, 4, 6, 8, 10 classes
+  whole = dataclasses.replace(run_of('base', accuracy_after_task=[45.0]), num_tasks=1)
+  assert upper_bounds.with_omega(whole, [bound]).omega == 0.75  # 45 of 60, at 10 classes
+  fewer = dataclasses.replace(bound, num_tasks=1, accuracy_after_task=[60.0])
+  assert upper_bounds.with_omega(run_of('base'), [fewer]).omega is None  # no stage of 2 classes
