@@ -12,10 +12,10 @@ from abd_jax import metrics
 from abd_jax.errors import UserError
 from abd_jax.results import Results
 
-# What a run and its upper bound must have in common. Not the weight decay: DGR's recipe has none.
+# What a run and its upper bound must have in common.
 _SETTING = (
-    'student', 'top_k', 'image_size', 'epochs', 'decay_at', 'batch_size', 'learning_rate', 'color_jitter', 'flip',
-    'crop_padding',
+    'student', 'top_k', 'image_size', 'epochs', 'decay_at', 'batch_size', 'learning_rate', 'momentum', 'weight_decay',
+    'color_jitter', 'flip', 'crop_padding',
 )
 
 

@@ -124,13 +124,6 @@ def test_seconds_a_batch_and_memory_as_the_paper_counts_it():
   assert [row.cells[name].mean for name in ('seconds_per_batch', 'parameters', 'image_values')] == [0.25, 464154, 6144000]
 
 
-def test_the_readmes_tables_are_the_reports():
-  readme = (ROOT / 'README.md').read_text()
-  inside = readme.split('<!-- results -->\n')[1].split('<!-- /results -->')[0]
-  runs = [Results.load(path) for path in sorted((ROOT / 'experiments' / 'results').glob('*.json'))]
-  assert inside.strip() == tables.markdown(tables.collate(runs)).strip()
-
-
 # The command
 
 

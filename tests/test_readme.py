@@ -1,0 +1,50 @@
+"""What the README shows is what is there."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from abd_jax import methods, tables
+from abd_jax.errors import UserError
+from abd_jax.methods.interface import Method
+from abd_jax.results import Results
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text()
+
+
+def test_its_tables_are_the_reports():
+  inside = README.split('<!-- results -->\n')[1].split('<!-- /results -->')[0]
+  runs = [Results.load(path) for path in sorted((ROOT / 'experiments' / 'results').glob('*.json'))]
+  assert inside.strip() == tables.markdown(tables.collate(runs)).strip()
+
+
+def test_its_method_runs_from_outside_the_package(tmp_path):
+  program = README.split('<!-- method -->\n```python\n')[1].split('```')[0]
+  assert len(program.splitlines()) < 100
+  script = tmp_path / 'logit_matching.py'
+  script.write_text(program)
+  process = subprocess.run(
+      [
+          sys.executable, script, '--flagfile=experiments/flags/digits.flags', '--method=logit_matching,base',
+          f'--workdir={tmp_path / "runs"}', '--num_classes=4', '--num_tasks=2', '--epochs=1', '--decay_at=', '--inversion_steps=2',
+      ],
+      cwd=ROOT, capture_output=True, text=True, timeout=300,
+  )
+  assert process.returncode == 0, process.stderr
+  assert '| logit_matching |  | 0 |' in process.stdout and '| base | none | 0 |' in process.stdout
+  results = Results.load(tmp_path / 'runs' / 'logit_matching' / 'seed0')
+  assert results.method == 'logit_matching' and len(results.accuracy_after_task) == 2
+  assert (tmp_path / 'runs' / 'logit_matching' / 'seed0' / 'synthetic_task2.png').exists()
+
+
+def test_a_method_registered_again_is_replaced_and_the_packages_own_are_not(monkeypatch):
+  monkeypatch.setattr(methods, 'METHODS', dict(methods.METHODS))
+  first, second = Method('mine', (), ()), Method('mine', (), (), cumulative=True)
+  methods.register(first)
+  methods.register(second)
+  assert methods.METHODS['mine'] is second
+  with pytest.raises(UserError, match='There is a method called abd already: choose another name.'):
+    methods.register(Method('abd', (), ()))
