@@ -99,7 +99,7 @@ class Config:
   student: str = _field('resnet32', 'the classifier', choices=tuple(STUDENTS))
   top_k: int = _field(1, 'a prediction counts when the label is among so many of the highest logits', at_least=1)
   upper_bound: str = _field('', 'a run of --method=upper_bound, its directory or its results.json, for Omega; {seed} stands for'
-                            ' the seed; empty: <workdir>/upper_bound/seed<k>, where there is one', identity=False)
+                            ' the seed; empty: upper_bound/seed<k> in the workdir or beside it, where there is one', identity=False)
   precision: str = _field('float32', 'of activations; parameters, statistics, losses and inversion terms are float32',
                           choices=('float32', 'bfloat16'))
   parallel: str = _field('jit', 'how several devices share a batch: jit: XLA finds the collectives; pmap: the step is mapped'

@@ -1,6 +1,6 @@
 """What runs have come to, from the shell; and their pictures.
 
-  python -m abd_jax.report RUN_DIR_OR_RESULTS_JSON...
+  python -m abd_jax.report runs/cifar100_10
 
 prints a table a benchmark: mean and standard deviation over the seeds found, in the paper's order, beside what the
 literature reports. Runs of --method=upper_bound among them give the others' Omega.
@@ -8,6 +8,7 @@ literature reports. Runs of --method=upper_bound among them give the others' Ome
 
 import argparse
 import sys
+from pathlib import Path
 
 from abd_jax import tables, upper_bounds
 from abd_jax.errors import UserError
@@ -39,6 +40,21 @@ def save_image_grid(path, images_NHWC, names, confidences):
   figure.savefig(path, dpi=100)
 
 
+def _load_all(path):
+  """The results at a path: a file, a run's directory, or a directory with <method>/seed<k>/ somewhere below.
+
+  Raises:
+    UserError: there are none.
+  """
+  path = Path(path).expanduser()
+  if not path.is_dir() or (path / 'results.json').exists():
+    return [Results.load(path)]
+  found = sorted(path.glob('**/seed*/results.json'))
+  if not found:
+    raise UserError(f'{path} holds no results.json of a finished run.')
+  return [Results.load(file) for file in found]
+
+
 def _metrics(text):
   """The names in a list with commas between, or all of them."""
   names = tuple(tables.METRICS) if text == 'all' else tuple(text.split(','))
@@ -51,13 +67,13 @@ def main(arguments):
   parser = argparse.ArgumentParser(
       'python -m abd_jax.report', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('runs', nargs='+', metavar='RUN', help='the directory of a finished run, or its results.json')
+  parser.add_argument('runs', nargs='+', metavar='RUN', help='a results.json, or a folder of finished runs')
   parser.add_argument('--format', choices=FORMATS, default='markdown')
   parser.add_argument('--metrics', metavar='NAME,...', help=f'columns: all, or some of {", ".join(tables.METRICS)}')
   told = parser.parse_args(arguments)
   try:
     chosen = {'metrics': _metrics(told.metrics)} if told.metrics else {}
-    results = [Results.load(path) for path in told.runs]
+    results = [results for path in told.runs for results in _load_all(path)]
     bounds = [r for r in results if r.method == 'upper_bound']
     results = [upper_bounds.with_omega(r, bounds) if r.omega is None else r for r in results]
     print(FORMATS[told.format](tables.collate(results), **chosen), end='')

@@ -50,7 +50,7 @@ def stored(config, dataset, tasks):
 
   Args:
     config: of one method and seed. `upper_bound` names a run's directory or its results.json, `{seed}` standing for the
-      seed; where it is empty, a run under <workdir>/upper_bound/seed<k> is taken if it fits.
+      seed; where it is empty, upper_bound/seed<k> in the workdir or beside it is taken if it fits.
     dataset: a `data.Dataset`.
     tasks: its `data.TaskSequence`.
 
@@ -69,11 +69,13 @@ def stored(config, dataset, tasks):
     if objection := _objection(bound, setting, classes_seen):
       raise UserError(f'--upper_bound={path} is no upper bound of {config.method} with seed {config.seed}: {objection}.')
     return bound
-  path = Path(config.workdir).expanduser() / 'upper_bound' / f'seed{config.seed}' / 'results.json'
-  if not path.exists():
-    return None
-  bound = Results.load(path)
-  return None if _objection(bound, setting, classes_seen) else bound
+  workdir = Path(config.workdir).expanduser()
+  for folder in (workdir, workdir.parent):
+    path = folder / 'upper_bound' / f'seed{config.seed}' / 'results.json'
+    if path.exists():
+      bound = Results.load(path)
+      return None if _objection(bound, setting, classes_seen) else bound
+  return None
 
 
 def with_omega(results, bounds):

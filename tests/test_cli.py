@@ -62,8 +62,9 @@ def test_a_comparison_ends_in_a_table_and_pictures(tmp_path):
   assert (tmp_path / 'base' / 'seed0' / 'results.json').exists()
   table = run('-m', 'abd_jax.report', str(tmp_path / 'abd' / 'seed0'), str(tmp_path / 'base' / 'seed0' / 'results.json'))
   assert table.returncode == 0 and '| base | none | 0 |' in table.stdout
-  nothing = run('-m', 'abd_jax.report', str(tmp_path))
-  assert nothing.returncode == 2 and 'cannot be read' in nothing.stderr
+  assert run('-m', 'abd_jax.report', str(tmp_path)).stdout == table.stdout
+  nothing = run('-m', 'abd_jax.report', str(tmp_path / 'abd' / 'seed0' / 'checkpoints'))
+  assert nothing.returncode == 2 and 'holds no results.json of a finished run.' in nothing.stderr
 
 
 def test_importing_and_training_from_arrays_needs_none_of_the_lazy_packages(tmp_path):

@@ -92,19 +92,3 @@ def test_values_out_of_range(argument, sentence):
   with pytest.raises(UserError) as refusal:
     parsed(argument)
   assert str(refusal.value) == sentence
-
-
-def test_every_flagfile_of_the_experiments_is_read():
-  from pathlib import Path
-
-  folder = Path(__file__).parent.parent / 'experiments' / 'flags'
-  files = sorted(folder.glob('*.flags'))
-  assert len(files) >= 9
-  for path in files:
-    assert path.read_text().startswith('# '), path
-    config.from_flagfile(path)
-  ten = config.from_flagfile(folder / 'cifar100_10_abd.flags')
-  assert (ten.num_tasks, ten.optimisation, ten.student) == (10, config.Optimisation(), 'resnet32')
-  authors = config.from_flagfile(folder / 'cifar100_20_abd_authors.flags')
-  assert authors.num_tasks == 20 and authors.hparams.finetune_classes == 'all'
-  assert authors.inversion.generator_init == 'warm' and authors.inversion.inversion_steps == 10000
