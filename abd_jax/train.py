@@ -77,8 +77,6 @@ def check(config, dataset):
         f'--batch_size={config.optimisation.batch_size} is larger than task {int(np.argmin(sizes)) + 1}, which has'
         f' {min(sizes)} images.'
     )
-  if 1 < config.top_k and tasks.num_classes <= config.top_k:
-    raise UserError(f'--top_k={config.top_k} of {tasks.num_classes} classes: every answer would be right.')
   if not all(tasks.test_sizes()):
     raise UserError(f'{dataset.name} has no test images of task {int(np.argmin(tasks.test_sizes())) + 1}.')
   if METHODS[config.method].dreams:
@@ -87,6 +85,8 @@ def check(config, dataset):
     except ValueError as error:
       name = generator_for(config.inversion.generator, tasks.image_shape)
       raise UserError(f'--generator={name}: {error}. Choose another, or another --image_size.') from None
+  if 1 < config.top_k and tasks.num_classes <= config.top_k:
+    raise UserError(f'--top_k={config.top_k} of {tasks.num_classes} classes: every answer would be right.')
   return tasks
 
 
