@@ -148,8 +148,8 @@ def test_report_refuses_a_metric_it_does_not_know(capsys):
 
 
 def test_an_upper_bound_of_more_tasks_serves_by_classes_seen():
-  bound = run_of('upper_bound', accuracy_after_task=[90.0, 80.0, 80.0, 80.0, 60.0])  # at 2, 4, 6, 8, 10 classes
-  whole = dataclasses.replace(run_of('base', accuracy_after_task=[45.0]), num_tasks=1)
-  assert upper_bounds.with_omega(whole, [bound]).omega == 0.75  # 45 of 60, at 10 classes
-  fewer = dataclasses.replace(bound, num_tasks=1, accuracy_after_task=[60.0])
+  # Ten tasks of one class serve five of two: the second, fourth, ... stage count.
+  bound = dataclasses.replace(run_of('upper_bound', accuracy_after_task=[1.0, 60.0] * 5), num_tasks=10)
+  assert upper_bounds.with_omega(run_of('base', accuracy_after_task=[30.0] * 5), [bound]).omega == 0.5
+  fewer = dataclasses.replace(run_of('upper_bound', accuracy_after_task=[60.0]), num_tasks=1)
   assert upper_bounds.with_omega(run_of('base'), [fewer]).omega is None  # no stage of 2 classes

@@ -42,6 +42,12 @@ def test_a_stored_upper_bound_is_found_beside_the_method(workdir, base):
   assert Results.load(workdir / 'base' / 'seed0') == base
 
 
+def test_a_stored_upper_bound_is_found_beside_an_ablations_folder(workdir):
+  ablation = with_values(TINY, dict(workdir=str(workdir / 'ablation')))
+  dataset = data.load('digits')
+  assert upper_bounds.stored(ablation, dataset, train.check(ablation, dataset)).method == 'upper_bound'
+
+
 def test_accuracies_are_top_k(base):
   # After task 1 two classes have been seen: the label is always among the two highest.
   assert base.top_k == 2 and base.accuracy_matrix[0][0] == base.accuracy_matrix_local[1][1] == 100.0
