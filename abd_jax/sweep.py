@@ -5,6 +5,7 @@ images, the rest trains. Every (values, fold) is a run in a folder of its own, s
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from abd_jax import config as config_lib
-from abd_jax import train
+from abd_jax import processes, train
 from abd_jax.checkpoint import StopSignal, check_workdir, write_whole
 from abd_jax.data import Dataset, TaskSequence, class_order
 from abd_jax.errors import UserError
@@ -164,7 +165,7 @@ class Sweep:
         values = dict(changes, num_tasks=config.num_tasks // 2, num_classes=0, stop_after_task=0)
         one = config_lib.with_values(config, dict(values, dataset=fold.name, workdir=str(folder)))
         train.check(one, fold)
-        check_workdir(one, folder)
+        processes.on_first(functools.partial(check_workdir, one, folder))
         runs.append((changes, one, folder, fold))
     with StopSignal() as stop:
       results = [train.run(one, folder, fold, stop) for _, one, folder, fold in runs]
@@ -173,7 +174,8 @@ class Sweep:
       part = results[start : start + self.num_folds]
       figures = (tuple(r.final_accuracy for r in part), tuple(r.average_accuracy for r in part))
       trials.append(Trial(runs[start][0], *figures))
-    write_whole(workdir / 'sweep.json', json.dumps(self._as_json(trials), indent=1) + '\n')
+    if processes.is_first():
+      write_whole(workdir / 'sweep.json', json.dumps(self._as_json(trials), indent=1) + '\n')
     return trials
 
   def _as_json(self, trials):

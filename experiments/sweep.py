@@ -9,7 +9,7 @@ import dataclasses
 
 from absl import flags
 
-from abd_jax import config, data, experiment, sweep
+from abd_jax import config, data, experiment, processes, sweep
 
 HYPERPARAMETERS = flags.DEFINE_list('hyperparameters', list(sweep.GRIDS), 'which of the paper\'s grids, with commas')
 GRID = flags.DEFINE_multi_string('grid', [], 'NAME=VALUE,VALUE,...: a grid of your own; may be repeated')
@@ -23,7 +23,8 @@ def main(settings):
   settings = dataclasses.replace(settings, seed=seed, seeds=())
   plan = sweep.Sweep(settings, sweep.grids_of(HYPERPARAMETERS.value, GRID.value), FOLDS.value, FULL_GRID.value)
   trials = plan.run(data.load(settings.dataset, settings.data_dir, settings.verify_checksum))
-  print('\n' + plan.markdown_table(trials), end='')
+  if processes.is_first():
+    print('\n' + plan.markdown_table(trials), end='')
 
 
 if __name__ == '__main__':
