@@ -14,6 +14,7 @@ from absl import flags
 
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
+from abd_jax.methods.abd import ABLATIONS
 from abd_jax.models import GENERATORS, STUDENTS
 
 
@@ -32,7 +33,7 @@ class Optimisation:
   batch_size: int = _field(128, 'real images a step, and as many synthetic ones', at_least=1)
   learning_rate: float = _field(0.1, 'of the first epoch', above=0)
   momentum: float = _field(0.9, 'of SGD, without Nesterov', at_least=0)
-  weight_decay: float = _field(2e-4, 'on every parameter', at_least=0)
+  weight_decay: float = _field(2e-4, 'on every parameter that moves; 0 for dgr, whatever this says', at_least=0)
   bn_double_update: bool = _field(
       False, 'ABD\'s running statistics move to .81 r + .19 batch a step, as in the authors\' code, where a second forward'
       ' pass on the same batch moves them twice')
@@ -76,9 +77,16 @@ class Hyperparameters:
   local_ce_weight: bool = _field(True, 'balance weight on Eq. 11, as in the authors\' code; false: as printed')
   distillation: str = _field('importance', 'importance: Eq. 13; features: Eq. 12; softmax: softened predictions',
                              choices=('importance', 'features', 'softmax'))
-  distillation_weight: float = _field(0.1, 'of ABD\'s distillation', at_least=0)
+  distillation_weight: float = _field(0.1, 'of the distillation of ABD and lwf_synthetic', at_least=0)
+  ablate: str = _field('none', 'a row of Table 3, of ABD: balance: no weights for balance; local_ce: cross-entropy over all'
+                       ' classes seen in the place of Eq. 11; real_distillation, synthetic_distillation: only the other rows'
+                       ' are distilled; finetune: no Eq. 14', choices=('none', *ABLATIONS))
   kd_weight: float = _field(1.0, 'of the softened predictions in the other methods', at_least=0)
   kd_temperature: float = _field(2.0, 'of the softened predictions', above=0)
+  phase2_batch_stats: str = _field('frozen', 'BatchNorm in the second phase of e2e and bic; updated: in train mode, as in the'
+                                   ' authors\' code', choices=('frozen', 'updated'))
+  bic_evaluation: str = _field('corrected', 'logits evaluated; raw: without the bias layers, as in the authors\' code',
+                               choices=('corrected', 'raw'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +104,7 @@ class Config:
   image_size: int = _field(0, 'images are area-averaged down to so many pixels a side; 0: native', at_least=0)
   seed: int = _field(0, 'of class order, initialisation and data order', at_least=0)
   seeds: tuple[int, ...] = _field((), 'several, with commas: one run each', identity=False)
+  memory: int = _field(2000, 'old images that a method with a coreset keeps at most', at_least=1)
   student: str = _field('resnet32', 'the classifier', choices=tuple(STUDENTS))
   top_k: int = _field(1, 'a prediction counts when the label is among so many of the highest logits', at_least=1)
   upper_bound: str = _field('', 'a run of --method=upper_bound, its directory or its results.json, for Omega; {seed} stands for'

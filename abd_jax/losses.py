@@ -156,6 +156,82 @@ def knowledge_distillation(logits_NK, teacher_logits_NK, past, among, temperatur
   return -jnp.sum(target_NK * log_probabilities_NK, axis=-1)
 
 
+def distillation_within_tasks(logits_NK, teacher_logits_NK, tasks_K, start, stop, temperature=2.0):
+  """Softened predictions among each task's own classes, a task weighted by how many classes it has (end-to-end, ECCV 2018).
+
+  Args:
+    logits_NK: f32[N, K], student logits.
+    teacher_logits_NK: f32[N, K], the logits to hold.
+    tasks_K: i32[K], the task of each class, below K.
+    start, stop: the classes of the tasks that are held, start <= k < stop; a task lies inside or outside whole.
+    temperature: divides both logits. The result is not multiplied by its square.
+
+  Returns:
+    f32[N], the sum over the tasks; divided by a count of classes it is the weighted mean.
+
+  Raises:
+    AssertionError: the two arrays of logits differ in shape.
+  """
+  chex.assert_equal_shape([logits_NK, teacher_logits_NK])
+  same_task_KK = tasks_K[:, None] == tasks_K[None, :]
+
+  def log_softmax(z_NK):
+    masked_NKK = jnp.where(same_task_KK, z_NK[:, None, :], _MASKED)
+    return z_NK - jax.nn.logsumexp(masked_NKK, axis=-1)
+
+  target_NK = jnp.exp(log_softmax(teacher_logits_NK / temperature))
+  held_NK = -target_NK * log_softmax(logits_NK / temperature) * jnp.sum(same_task_KK, axis=-1)
+  return jnp.sum(jnp.where(classes_between(len(tasks_K), start, stop), held_NK, 0), axis=-1)
+
+
+def binary_cross_entropy(logits_NK, labels_N, seen, teacher_logits_NK=None, past=0):
+  """A yes or no for each class by itself (LwF-MC, from iCaRL, CVPR 2017).
+
+  Args:
+    logits_NK: f32[N, K], student logits.
+    labels_N: i32[N], class indices below `seen`.
+    seen: number of classes of the tasks so far; later classes are left out.
+    teacher_logits_NK: f32[N, K], whose sigmoid is the target of a past class in the place of the label's; or None.
+    past: number of classes the teacher knows.
+
+  Returns:
+    f32[N], summed over the classes.
+
+  Raises:
+    AssertionError: ranks, types or the number of examples disagree.
+  """
+  _check_logits(logits_NK, labels_N)
+  num_classes = logits_NK.shape[-1]
+  target_NK = jax.nn.one_hot(labels_N, num_classes)
+  if teacher_logits_NK is not None:
+    target_NK = jnp.where(classes_between(num_classes, 0, past), jax.nn.sigmoid(teacher_logits_NK), target_NK)
+  loss_NK = _binary_cross_entropy(logits_NK, target_NK)
+  return jnp.sum(jnp.where(classes_between(num_classes, 0, seen), loss_NK, 0), axis=-1)
+
+
+def _binary_cross_entropy(logits, targets):
+  return -targets * jax.nn.log_sigmoid(logits) - (1 - targets) * jax.nn.log_sigmoid(-logits)
+
+
+def reconstruction(pixel_logits_NHWC, images_NHWC):
+  """How far a VAE's images are from those it was given: f32[N], binary cross-entropy averaged over the pixels' values.
+
+  Args:
+    pixel_logits_NHWC: f32[N, H, W, C], of which the sigmoid is the image made.
+    images_NHWC: f32[N, H, W, C] in [0, 1].
+
+  Raises:
+    AssertionError: the two arrays differ in shape.
+  """
+  chex.assert_equal_shape([pixel_logits_NHWC, images_NHWC])
+  return jnp.mean(_binary_cross_entropy(pixel_logits_NHWC, images_NHWC), axis=(1, 2, 3))
+
+
+def latent_divergence(mean_NZ, log_variance_NZ):
+  """f32[N]: KL(N(mean, variance) || N(0, 1)) of a VAE's latents, summed over f32[N, Z] (Kingma and Welling, 2014)."""
+  return -0.5 * jnp.sum(1 + log_variance_NZ - mean_NZ**2 - jnp.exp(log_variance_NZ), axis=-1)
+
+
 def content(logits_NK, past, temperature=1000.0):
   """How unsure the teacher is of its own first choice, Eq. 2 and 3.
 

@@ -9,13 +9,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from abd_jax import inversion, states, steps
 from abd_jax.data.augment import make_augment, make_normalise
+from abd_jax.data.streams import Streams
 from abd_jax.losses import mask_logits
 from abd_jax.methods import METHODS
-from abd_jax.methods.interface import Phase
-from abd_jax.models import make_generator, make_student
+from abd_jax.methods.interface import OWN, Phase
+from abd_jax.models import make_generator, make_student, vae
 from abd_jax.parallel import (
     CompiledStep,
     axis_of,
@@ -42,6 +44,8 @@ class Networks:
     mean, std: per channel, what images are standardised by.
     precision: of the activations, 'float32' or 'bfloat16'.
     axis: the mapped axis along which devices share a batch under --parallel=pmap, or None.
+    task_of_class: the task of each class of the head.
+    own: as in `methods.interface.Method`.
   """
 
   student: str
@@ -52,6 +56,8 @@ class Networks:
   std: tuple[float, ...]
   precision: str = 'float32'
   axis: str | None = None
+  task_of_class: tuple[int, ...] = ()
+  own: Callable | None = None
 
   @property
   def classifier(self):
@@ -65,6 +71,15 @@ class Networks:
   def normalise(self):
     return make_normalise(self.mean, self.std)
 
+  @property
+  def init_own(self):
+    """(key) -> the method's own parameters, or None for a method without.
+
+    Raises:
+      ValueError: the method cannot take images of this shape.
+    """
+    return self.own(self.image_shape, 1 + max(self.task_of_class)) if self.own else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
@@ -77,14 +92,16 @@ class Programs:
     init_generator: (place) -> GeneratorState.
     restart: (student) -> student, its momentum as before the first step.
     freeze: (student) -> TeacherState, a copy.
-    learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, place, count) ->
-      (student, metrics), `count` steps on the rows i32[L, B] of a task's uint8 images and their labels, the first of them
-      at `place`. Metrics are f32[L], of which the first `count` mean something.
+    learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, place, count, before)
+      -> (student, metrics), `count` steps on the rows i32[L, B] of uint8 images and their labels, the first of them at
+      `place`. `before` is the student as the phase found it, for one that looks back. Metrics are f32[L], of which the
+      first `count` mean something.
     invert: (generator, teacher, past, place, count) -> (generator, metrics), likewise.
     learn_steps, invert_steps: L, the most steps of one call.
     preview: (generator, teacher, past, place) -> (u8[N, H, W, C] synthetic images, i32[N] the teacher's choices, f32[N]
       its confidences).
     evaluate: (variables, images u8[EVAL_BATCH, H, W, C]) -> logits.
+    features: likewise -> penultimate features; None for a method that chooses no image by them.
   """
 
   networks: Networks
@@ -96,26 +113,47 @@ class Programs:
   invert: CompiledStep | None
   preview: CompiledStep | None
   evaluate: CompiledStep
+  features: CompiledStep | None
   learn_steps: int
   invert_steps: int
 
   def traces(self):
     """How often each step was traced: {name: count}."""
     steps_by_name = {f'learn: {phase.loss.__name__}': step for phase, step in self.learn.items()}
-    steps_by_name.update({'invert': self.invert, 'preview': self.preview, 'evaluate': self.evaluate})
+    steps_by_name.update(
+        invert=self.invert, preview=self.preview, evaluate=self.evaluate, features=self.features
+    )
     return {name: step.traces for name, step in steps_by_name.items() if step is not None}
+
+
+def networks_for(config, tasks, dataset):
+  """The `Networks` of a run of `config` on a `TaskSequence` of a `Dataset`."""
+  method = METHODS[config.method]
+  mean, std = (dataset.mean, dataset.std) if method.standardised else ((0.0,), (1.0,))
+  return Networks(
+      student=config.student,
+      generator=config.inversion.generator if method.dreams else None,
+      image_shape=tasks.image_shape,
+      num_classes=tasks.num_classes,
+      mean=tuple(mean),
+      std=tuple(std),
+      precision=config.precision,
+      axis=axis_of(config.parallel),
+      task_of_class=tasks.task_of_class,
+      own=method.own,
+  )
 
 
 def programs_for(config, tasks, dataset):
   """The `Programs` of a run of `config` on a `TaskSequence` of a `Dataset`."""
   method = METHODS[config.method]
-  generator = config.inversion.generator if method.dreams else None
-  networks = Networks(
-      config.student, generator, tasks.image_shape, tasks.num_classes, tuple(dataset.mean), tuple(dataset.std),
-      config.precision, axis_of(config.parallel),
-  )
+  networks = networks_for(config, tasks, dataset)
+  optimisation = config.optimisation
+  if method.weight_decay is not None:
+    optimisation = dataclasses.replace(optimisation, weight_decay=method.weight_decay)
+  seen = dataclasses.replace(networks, generator=None, axis=None)  # by an evaluation
   phases = dict.fromkeys(method.first + method.later)
-  longest_epoch = tasks.largest_train_size(cumulative=method.cumulative) // config.optimisation.batch_size
+  longest_epoch = Streams(tasks, method, config.memory, config.seed).longest() // optimisation.batch_size
   learn_steps, invert_steps = (
       config.steps_per_call or default_steps_per_call(epoch) for epoch in (longest_epoch, INVERSION_EPOCH)
   )
@@ -128,11 +166,12 @@ def programs_for(config, tasks, dataset):
     }
   return Programs(
       networks=networks,
-      init_student=_init_student(networks, config.optimisation),
-      restart=_restart(config.optimisation),
+      init_student=_init_student(networks, optimisation),
+      restart=_restart(optimisation),
       freeze=_freeze(),
-      learn={p: _learn(p, networks, config.optimisation, config.augmentation, config.hparams) for p in phases},
-      evaluate=_evaluate(dataclasses.replace(networks, generator=None, axis=None)),
+      learn={p: _learn(p, networks, optimisation, config.augmentation, config.hparams) for p in phases},
+      evaluate=_evaluate(seen, method.readout, config.hparams),
+      features=_features(seen) if method.coreset and method.coreset.rank else None,
       learn_steps=learn_steps,
       invert_steps=invert_steps,
       **invert,
@@ -141,8 +180,20 @@ def programs_for(config, tasks, dataset):
 
 def clear():
   """Forgets every program, so that the next run traces its own."""
-  for build in (_init_student, _init_generator, _restart, _freeze, _learn, _invert, _preview, _evaluate):
+  for build in (
+      _init_student, _init_generator, _restart, _freeze, _learn, _invert, _preview, _evaluate, _features,
+  ):
     build.cache_clear()
+
+
+def in_batches(program, variables, images):
+  """f32[M, ...]: what `evaluate` or `features` says of images u8[M, H, W, C], in batches of one size, the last padded."""
+  found = []
+  for start in range(0, len(images), EVAL_BATCH):
+    part = images[start : start + EVAL_BATCH]
+    padded = np.pad(part, ((0, EVAL_BATCH - len(part)), (0, 0), (0, 0), (0, 0)))
+    found.append(np.asarray(program(variables, padded))[: len(part)])
+  return np.concatenate(found)
 
 
 _cached = functools.lru_cache(maxsize=16)
@@ -151,7 +202,9 @@ _cached = functools.lru_cache(maxsize=16)
 @_cached
 def _init_student(networks, optimisation):
   optimizer = states.student_optimizer(optimisation)
-  init = functools.partial(states.init_student, networks.classifier, optimizer, networks.image_shape)
+  init = functools.partial(
+      states.init_student, networks.classifier, optimizer, networks.image_shape, own=networks.init_own
+  )
   return compile_once(lambda place: init(steps.key_at(place)))
 
 
@@ -178,20 +231,41 @@ def _learn(phase, networks, optimisation, augmentation, hparams):
   rate = 1.9 if optimisation.bn_double_update and phase.second_pass else 1.0
   optimizer = states.student_optimizer(optimisation)
   update = steps.make_student_update(
-      networks.classifier, optimizer, phase.loss, hparams=hparams, statistics_rate=rate, axis=networks.axis
+      networks.classifier,
+      optimizer,
+      phase.loss,
+      hparams=hparams,
+      statistics_rate=rate,
+      axis=networks.axis,
+      trains=phase.trains,
+      train_mode=not phase.frozen_statistics or hparams.phase2_batch_stats == 'updated',
+      tasks=networks.task_of_class,
   )
-  dream = functools.partial(inversion.sample, networks.dreamer) if phase.dreams else None
-  step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream, networks.axis)
+  latent_size = vae.LATENT_SIZE if phase.replays else states.LATENT_SIZE
+  step = steps.make_student_step(
+      update, make_augment(augmentation), networks.normalise, _synthesis(phase, networks), networks.axis, latent_size
+  )
 
-  def learn(student, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, place, count):
+  def learn(student, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, place, count, before):
+
     def one(student, i):
       rows = rows_LB[i]
       batch = steps.Batch(images[rows], labels[rows], past, seen, learning_rate)
-      return step(student, teacher, generator, batch, steps.key_at(place, i))
+      return step(student, teacher, generator, batch, steps.key_at(place, i), before)
 
     return repeat(one, student, len(rows_LB), count)
 
   return compile_step(learn, donate=(0,), axis=networks.axis)
+
+
+def _synthesis(phase, networks):
+  """(generator, teacher, latents) -> the synthetic images of a phase, or None where it has none."""
+  if phase.dreams:
+    return lambda generator, teacher, latents: inversion.sample(networks.dreamer, generator, latents)
+  if phase.replays:
+    model = vae.VAE(networks.image_shape)
+    return lambda generator, teacher, latents: model.apply({'params': teacher.params[OWN]['vae']}, latents, method='sample')
+  return None
 
 
 @_cached
@@ -225,5 +299,14 @@ def _preview(networks):
 
 
 @_cached
-def _evaluate(networks):
-  return compile_step(steps.make_eval_step(networks.classifier, networks.normalise))
+def _evaluate(networks, readout=None, hparams=None):
+  read = None
+  if readout is not None:
+    tasks = jnp.asarray(networks.task_of_class)
+    read = lambda logits, own: readout(logits, own, tasks, hparams)  # noqa: E731
+  return compile_step(steps.make_eval_step(networks.classifier, networks.normalise, read))
+
+
+@_cached
+def _features(networks):
+  return compile_step(steps.make_feature_step(networks.classifier, networks.normalise))

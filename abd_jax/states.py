@@ -7,12 +7,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from abd_jax.methods.interface import OWN
+
 LATENT_SIZE = 1000
 
 
 @flax.struct.dataclass
 class StudentState:
-  """The classifier that learns. `opt_state` is the momentum; the learning rate comes with each batch."""
+  """The classifier that learns, and with it the method's own parameters.
+
+  `opt_state` is the momentum; the learning rate comes with each batch.
+  """
 
   params: Any
   batch_stats: Any
@@ -58,10 +63,13 @@ def generator_optimizer(hparams):
   return optax.adam(hparams.generator_learning_rate)
 
 
-def init_student(model, optimizer, image_shape, key):
-  """A student with fresh weights for images of shape (H, W, C)."""
+def init_student(model, optimizer, image_shape, key, own=None):
+  """A student with fresh weights for images of shape (H, W, C); `own`: (key) -> the method's own parameters."""
   variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-  return StudentState(variables['params'], variables['batch_stats'], optimizer.init(variables['params']))
+  params = variables['params']
+  if own is not None:
+    params = {**params, OWN: own(jax.random.fold_in(key, 1))}
+  return StudentState(params, variables['batch_stats'], optimizer.init(params))
 
 
 def init_generator(model, optimizer, key):

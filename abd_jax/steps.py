@@ -14,7 +14,7 @@ import optax
 
 from abd_jax import inversion
 from abd_jax.losses import mask_logits
-from abd_jax.methods.interface import Rows, View, stack_rows
+from abd_jax.methods.interface import OWN, Rows, View, network, stack_rows
 from abd_jax.parallel import keep_split, mean_over, split_rows
 from abd_jax.states import LATENT_SIZE
 
@@ -26,6 +26,8 @@ class Address(enum.IntEnum):
   GENERATOR_INIT = 1
   INVERSION = 2
   PREVIEW = 3
+  MIXING = 4
+  CHOOSING = 5
   LEARN = 16
 
 
@@ -59,7 +61,9 @@ class Batch:
   learning_rate: Any
 
 
-def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0, axis=None):
+def make_student_update(
+    model, optimizer, loss, *, hparams, statistics_rate=1.0, axis=None, trains=network, train_mode=True, tasks=None
+):
   """The learning step on images that are already augmented, normalised and dreamed.
 
   One forward pass of the student over real and synthetic rows together, one of the teacher over the same.
@@ -72,16 +76,23 @@ def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0,
     statistics_rate: running statistics move by so many times what a train-mode pass moves them; 1.9 has the effect of
       two passes over the same batch (.81 r + .19 batch).
     axis: the mapped axis along which devices share a batch, or None.
+    trains: as in `methods.interface.Phase`.
+    train_mode: BatchNorm uses the batch's statistics and moves the running ones; else it uses those and leaves them.
+    tasks: the task of each class of the head, for losses that look at it.
 
   Returns:
-    update(student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate) -> (student, metrics);
-    `teacher` or `synthetic_images` may be None, the images are f32[B, H, W, C].
+    update(student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate, key, before) ->
+    (student, metrics); `teacher`, `synthetic_images`, `key` (for what the loss draws) and `before` (a TeacherState, the
+    student as the phase found it) may be None, the images are f32[B, H, W, C].
   """
+  tasks = None if tasks is None else jnp.asarray(tasks)
 
   def classify(params, features_ND):
     return model.apply({'params': params}, features_ND, method='classify')
 
-  def update(student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate):
+  def update(
+      student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate, key=None, before=None
+  ):
     num_real = len(labels)
     images = keep_split(stack_rows(real_images, synthetic_images), axis)
     teacher_features = teacher_logits = None
@@ -92,10 +103,13 @@ def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0,
       choice = jnp.argmax(mask_logits(teacher_logits[num_real:], 0, past), axis=-1)
       labels = jnp.concatenate([labels, choice.astype(labels.dtype)])
 
+    before_logits = None if before is None else model.apply(before.variables, images, train=False)
+
     def objective(params):
       variables = {'params': params, 'batch_stats': student.batch_stats}
-      features, updates = model.apply(variables, images, train=True, method='features', mutable=['batch_stats'])
-      both = Rows(labels, features, classify(params, features), teacher_features, teacher_logits)
+      features, updates = model.apply(variables, images, train=train_mode, method='features', mutable=['batch_stats'])
+      logits = classify(params, features)
+      both = Rows(labels, features, logits, teacher_features, teacher_logits, before_logits, images)
       view = View(
           real=jax.tree.map(lambda rows: rows[:num_real], both),
           synthetic=None if synthetic_images is None else jax.tree.map(lambda rows: rows[num_real:], both),
@@ -106,13 +120,20 @@ def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0,
           axis=axis,
           head=lambda features: classify(params, features),
           teacher_head=None if teacher is None else lambda features: classify(teacher.params, features),
+          own=params.get(OWN),
+          tasks=tasks,
+          noise=lambda size: _noise(key, num_real, both.labels, size, axis),
       )
       total, metrics = loss(view, hparams)
-      return total, (metrics, updates['batch_stats'])
+      return total, (metrics, updates.get('batch_stats', student.batch_stats))
 
     gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(student.params)
     gradients, metrics = mean_over(axis, (gradients, metrics))
-    direction, opt_state = optimizer.update(gradients, student.opt_state, student.params)
+    moving = jax.tree.broadcast(trains(student.params, past, tasks), student.params)
+    keep = lambda moves, x: x if moves is True else jnp.where(moves, x, 0)  # noqa: E731
+    # What does not move has no gradient and no decay either, so that its momentum stays zero.
+    gradients, decaying = (jax.tree.map(keep, moving, tree) for tree in (gradients, student.params))
+    direction, opt_state = optimizer.update(gradients, student.opt_state, decaying)
     params = optax.apply_updates(student.params, jax.tree.map(lambda d: -learning_rate * d, direction))
     if statistics_rate != 1.0:
       move = lambda old, new: old + statistics_rate * (new - old)  # noqa: E731
@@ -122,29 +143,41 @@ def make_student_update(model, optimizer, loss, *, hparams, statistics_rate=1.0,
   return update
 
 
-def make_student_step(update, augment, normalise, dream=None, axis=None):
+def _noise(key, num_real, labels, size, axis):
+  """f32[N, size]: standard normal rows for the real and the synthetic images, each drawn for the whole batch."""
+  devices = 1 if axis is None else jax.lax.axis_size(axis)
+  keys = jax.random.split(key, len(labels) // num_real)
+  return jnp.concatenate([split_rows(jax.random.normal(k, (num_real * devices, size)), axis) for k in keys])
+
+
+def make_student_step(update, augment, normalise, dream=None, axis=None, latent_size=LATENT_SIZE):
   """One step of learning, from uint8 images.
 
   Args:
     update: from `make_student_update`.
     augment: (u8[B, H, W, C], key) -> f32 images in [0, 255].
     normalise: f32 images in [0, 255] -> f32 in the classifier's pixel space.
-    dream: (generator, latents) -> f32[B, H, W, C], or None for a phase of real images alone.
+    dream: (generator, teacher, latents f32[B, latent_size]) -> f32[B, H, W, C], or None for a phase of real images
+      alone.
     axis: as in `make_student_update`.
+    latent_size: of what the images are made from.
 
   Returns:
-    step(student, teacher, generator, batch, key) -> (student, metrics).
+    step(student, teacher, generator, batch, key, before) -> (student, metrics).
   """
 
-  def step(student, teacher, generator, batch, key):
-    augment_key, latent_key = jax.random.split(key)
+  def step(student, teacher, generator, batch, key, before=None):
+    augment_key, latent_key, loss_key = jax.random.split(key, 3)
     # What is random is drawn for the whole batch before it is split: the figures do not depend on how many share it.
     real = split_rows(normalise(augment(batch.images, augment_key)), axis)
     synthetic = None
     if dream is not None:
-      synthetic = dream(generator, split_rows(jax.random.normal(latent_key, (len(batch.labels), LATENT_SIZE)), axis))
+      latents = split_rows(jax.random.normal(latent_key, (len(batch.labels), latent_size)), axis)
+      synthetic = dream(generator, teacher, latents)
     labels = split_rows(batch.labels, axis)
-    return update(student, teacher, real, labels, synthetic, batch.past, batch.seen, batch.learning_rate)
+    return update(
+        student, teacher, real, labels, synthetic, batch.past, batch.seen, batch.learning_rate, loss_key, before
+    )
 
   return step
 
@@ -190,10 +223,23 @@ def make_generator_step(update, batch_size, axis=None):
   return step
 
 
-def make_eval_step(model, normalise):
-  """step(variables, images u8[N, H, W, C]) -> logits f32[N, K] in eval mode, classes not met yet included."""
+def make_eval_step(model, normalise, readout=None):
+  """step(variables, images u8[N, H, W, C]) -> logits f32[N, K] in eval mode, classes not met yet included.
+
+  `readout`: (logits, the method's own parameters) -> logits, or None.
+  """
 
   def step(variables, images):
-    return model.apply(variables, normalise(images.astype(jnp.float32)), train=False)
+    logits = model.apply(variables, normalise(images.astype(jnp.float32)), train=False)
+    return logits if readout is None else readout(logits, variables['params'][OWN])
+
+  return step
+
+
+def make_feature_step(model, normalise):
+  """step(variables, images u8[N, H, W, C]) -> f32[N, D], the penultimate features in eval mode."""
+
+  def step(variables, images):
+    return model.apply(variables, normalise(images.astype(jnp.float32)), train=False, method='features')
 
   return step

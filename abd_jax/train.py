@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from abd_jax import metrics as metrics_lib
 from abd_jax import processes, report, states
 from abd_jax import results as results_lib
 from abd_jax.checkpoint import Checkpoints, MetricsLog, Preempted, StopSignal, claim_workdir
-from abd_jax.data import TaskSequence, load
+from abd_jax.data import TaskSequence, coreset, load
+from abd_jax.data.streams import Streams
 from abd_jax.data.tasks import epoch_order
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
+from abd_jax.methods.interface import Reads
 from abd_jax.models import generator_for, make_generator
 from abd_jax.parallel import put
-from abd_jax.programs import EVAL_BATCH, INVERSION_EPOCH, programs_for
+from abd_jax.programs import INVERSION_EPOCH, in_batches, networks_for, programs_for
 from abd_jax.progress import Progress
 from abd_jax.record import Record
 from abd_jax.steps import Address
@@ -67,19 +70,19 @@ def check(config, dataset):
   tasks = TaskSequence(
       dataset, config.num_tasks, num_classes=config.num_classes, seed=config.seed, image_size=config.image_size
   )
-  sizes = tasks.train_sizes(cumulative=METHODS[config.method].cumulative)
+  method = METHODS[config.method]
   if config.optimisation.batch_size % jax.device_count():
     raise UserError(
         f'--batch_size={config.optimisation.batch_size} cannot be split evenly over {jax.device_count()} devices.'
     )
-  if min(sizes) < config.optimisation.batch_size:
-    raise UserError(
-        f'--batch_size={config.optimisation.batch_size} is larger than task {int(np.argmin(sizes)) + 1}, which has'
-        f' {min(sizes)} images.'
-    )
+  Streams(tasks, method, config.memory, config.seed).check(config.optimisation.batch_size)
   if not all(tasks.test_sizes()):
     raise UserError(f'{dataset.name} has no test images of task {int(np.argmin(tasks.test_sizes())) + 1}.')
-  if METHODS[config.method].dreams:
+  try:
+    networks_for(config, tasks, dataset).init_own  # noqa: B018
+  except ValueError as error:
+    raise UserError(f'--method={method.name}: {error}. Choose another --image_size.') from None
+  if method.dreams:
     try:
       make_generator(config.inversion.generator, tasks.image_shape)
     except ValueError as error:
@@ -103,9 +106,11 @@ class _Run:
     self._checkpoints, self._stop, self._progress = checkpoints, stop, progress
     self._method = METHODS[config.method]
     self._programs = programs_for(config, tasks, dataset)
+    self._streams = Streams(tasks, self._method, config.memory, config.seed)
+    self._coreset = coreset.empty(self._streams.memory, tasks.image_shape) if self._method.coreset else None
     self._log = MetricsLog(workdir / 'metrics.jsonl')
     self._record = Record()
-    self._student = self._teacher = self._generator = None
+    self._student = self._teacher = self._before = self._generator = None
     self._saved_at = time.monotonic()
 
   def execute(self):
@@ -115,7 +120,6 @@ class _Run:
     if record.task >= last and processes.is_first() and (self._workdir / 'results.json').exists():
       return results_lib.Results.load(self._workdir)
     for task in range(record.task, last):
-      images, labels = self._load(task)
       if record.phase == record.step == 0:
         self._begin(task)
         self._save()  # the evaluation of the task before with it: a save of its own would only be waited for
@@ -123,14 +127,15 @@ class _Run:
       plan = self._plan(task)
       while record.phase < len(plan):
         address, phase = plan[record.phase]
-        if phase is None:
+        if address == Address.INVERSION:
           self._invert(task)
+        elif address == Address.CHOOSING:
+          self._choose(task)
         else:
-          self._learn(task, address, phase, images, labels)
+          self._learn(task, address, phase)
         record.phase, record.step = record.phase + 1, 0
         self._save()
         self._stop_if_asked()
-      del images, labels  # before the next task's are loaded: nothing of a task outlives it
       self._evaluate(task)
       self._teacher = None
       if self._config.inversion.generator_init == 'fresh':
@@ -140,23 +145,19 @@ class _Run:
     return self._results()
 
   def _plan(self, task):
-    """[(address of its randomness, phase)] of a task; None stands for the inversion."""
-    invert = [(Address.INVERSION, None)] if task and self._method.dreams else []
-    return invert + [(Address.LEARN + i, phase) for i, phase in enumerate(self._method.phases(task))]
+    """[(address of its randomness, phase)] of a task; the inversion and the choice of a coreset have no phase."""
+    phases = self._method.phases(task)
+    plan = [(Address.LEARN + i, phase) for i, phase in enumerate(phases)]
+    if self._method.coreset:  # chosen when all is learned, but before a phase that reads it alone
+      at = next((i for i, phase in enumerate(phases) if phase.reads is Reads.CORESET), len(phases))
+      plan.insert(at, (Address.CHOOSING, None))
+    return ([(Address.INVERSION, None)] if task and self._method.dreams else []) + plan
 
   def _place(self, task, address, step=0):
     """i32[4]: where the keys of a step are found."""
     return np.array([self._config.seed, task, address, step], np.int32)
 
   # What a task starts with.
-
-  def _load(self, task):
-    """A task's training images and labels on the device, padded so that all tasks have one shape."""
-    images, labels = self._tasks.train(task, cumulative=self._method.cumulative)
-    self._num_images = len(images)
-    missing = self._tasks.largest_train_size(cumulative=self._method.cumulative) - len(images)
-    images = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    return put((images, np.pad(labels, (0, missing))))
 
   def _begin(self, task):
     """Teacher, generator and student as the task finds them; a second call changes nothing."""
@@ -192,32 +193,44 @@ class _Run:
     except ImportError as error:
       self._progress.say(f'No picture of the synthetic images: {error}.')
 
-  def _learn(self, task, address, phase, images, labels):
-    """One of the method's phases on a task's images."""
+  def _learn(self, task, address, phase):
+    """One of the method's phases on the images that it reads."""
     settings = self._config.optimisation
-    steps_per_epoch = self._num_images // settings.batch_size  # an incomplete last batch is dropped
+    images, labels = self._streams.load(task, phase.reads, self._coreset)
+    num_images = len(images)
+    steps_per_epoch = num_images // settings.batch_size  # an incomplete last batch is dropped
+    images, labels = put(self._streams.padded(phase.reads, images, labels))
     seen = (task + 1) * self._tasks.classes_per_task
     past = 0 if self._method.cumulative else task * self._tasks.classes_per_task
     if self._record.step == 0:
       self._student = self._programs.restart(self._student)
+      self._before = self._programs.freeze(self._student) if phase.looks_back else None
+    teacher = self._teacher if phase.needs_teacher else None
     order, order_epoch = None, None
 
     def advance(step, count):
       nonlocal order, order_epoch
       epoch, first = divmod(step, steps_per_epoch)
       if epoch != order_epoch:
-        order, order_epoch = epoch_order(self._num_images, self._config.seed, task, int(address), epoch), epoch
+        order, order_epoch = epoch_order(num_images, self._config.seed, task, int(address), epoch), epoch
       rows = np.zeros((self._programs.learn_steps, settings.batch_size), np.int32)
       rows[:count] = order[first * settings.batch_size : (first + count) * settings.batch_size].reshape(count, -1)
-      rate = settings.learning_rate * 0.1 ** sum(epoch >= mark for mark in settings.decay_at)
+      rate = phase.learning_rate_scale * settings.learning_rate * 0.1 ** sum(epoch >= mark for mark in settings.decay_at)
       self._student, metrics = self._programs.learn[phase](
-          self._student, self._teacher, self._generator if phase.dreams else None, images, labels, rows, past, seen, rate,
-          self._place(task, address, step), count,
+          self._student, teacher, self._generator if phase.dreams else None, images, labels, rows, past, seen, rate,
+          self._place(task, address, step), count, self._before,
       )
       return metrics
 
     total = settings.epochs * steps_per_epoch
     self._loop(task, phase.name, total, steps_per_epoch, self._programs.learn_steps, advance)
+    self._before = None
+
+  def _choose(self, task):
+    """The coreset that is kept from this task on."""
+    with self._record.timed('train'):
+      features = functools.partial(in_batches, self._programs.features, self._student.variables)
+      self._coreset = self._streams.choose(task, self._coreset, features)
 
   def _loop(self, task, name, total, epoch_steps, steps_per_call, advance):
     """Steps to the end of a phase, a call never beyond an epoch's; saves when it is time, stops when asked."""
@@ -260,7 +273,7 @@ class _Run:
     with record.timed('eval'):
       for earlier in range(task + 1):
         images, its_labels = self._tasks.test(earlier)
-        logits.append(self._logits(images))
+        logits.append(in_batches(self._programs.evaluate, self._student.variables, images))
         labels.append(its_labels)
     classes = [self._tasks.classes(earlier) for earlier in range(task + 1)]
     row, local_row, accuracy = metrics_lib.accuracies_after_task(logits, labels, classes, self._config.top_k)
@@ -276,19 +289,16 @@ class _Run:
         f'  accuracy {accuracy:.2f} %  by task {by_task}'
     )
 
-  def _logits(self, images):
-    """f32[M, K]: logits in batches of one size, the last padded."""
-    found = []
-    for start in range(0, len(images), EVAL_BATCH):
-      part = images[start : start + EVAL_BATCH]
-      padded = np.pad(part, ((0, EVAL_BATCH - len(part)), (0, 0), (0, 0), (0, 0)))
-      found.append(np.asarray(self._programs.evaluate(self._student.variables, padded))[: len(part)])
-    return np.concatenate(found)
-
   # Keeping.
 
   def _states(self):
-    held = {'student': self._student, 'teacher': self._teacher, 'generator': self._generator}
+    held = {
+        'student': self._student,
+        'teacher': self._teacher,
+        'before': self._before,
+        'generator': self._generator,
+        'coreset': self._coreset,
+    }
     return {name: state for name, state in held.items() if state is not None}
 
   def _save(self):
@@ -302,14 +312,17 @@ class _Run:
     """Goes to the latest checkpoint, where there is one."""
     place = self._place(0, 0)
     shapes = {'student': jax.eval_shape(self._programs.init_student, place)}
-    shapes['teacher'] = states.TeacherState(shapes['student'].params, shapes['student'].batch_stats)
+    shapes['teacher'] = shapes['before'] = states.TeacherState(shapes['student'].params, shapes['student'].batch_stats)
+    shapes['coreset'] = self._coreset
     if self._method.dreams:
       shapes['generator'] = jax.eval_shape(self._programs.init_generator, place)
     saved = self._checkpoints.restore(lambda record: {name: shapes[name] for name in Record(**record).holds})
     if saved is not None:
-      self._record, restored = Record(**saved[0]), put(saved[1])
-      self._student, self._teacher = restored['student'], restored.get('teacher')
-      self._generator = restored.get('generator')
+      self._record = Record(**saved[0])
+      self._coreset = saved[1].pop('coreset', None)  # which stays with the host
+      restored = put(saved[1])
+      self._student = restored['student']
+      self._teacher, self._before, self._generator = map(restored.get, ('teacher', 'before', 'generator'))
       task, phase, step = self._record.place
       self._progress.say(f'Resuming after {task} tasks, {phase} phases and {step} steps.')
     self._log.rewind(self._record.place)
@@ -319,8 +332,10 @@ class _Run:
     kept = [self._student.params] + ([self._generator.params] if self._generator else [])
     held = {
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(kept)),
-        'images': int(sum(self._tasks.train_sizes()[: record.task - 1])) if self._method.cumulative else 0,
+        'images': len(self._coreset) if self._coreset else 0,
     }
+    if self._method.cumulative:
+      held['images'] = int(sum(self._tasks.train_sizes()[: record.task - 1]))
     results = results_lib.make_results(self._config, self._dataset, self._tasks, record, held)
     if processes.is_first():
       results.save(self._workdir / 'results.json')

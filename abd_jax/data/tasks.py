@@ -40,6 +40,7 @@ class TaskSequence:
   Attributes:
     order: the data set's label of each class position.
     num_tasks, classes_per_task, num_classes, image_shape: sizes.
+    task_of_class: the task of each class position.
   """
 
   def __init__(self, dataset, num_tasks, *, num_classes=0, seed=0, image_size=0):
@@ -62,25 +63,38 @@ class TaskSequence:
     self.num_tasks = num_tasks
     self.num_classes = total
     self.classes_per_task = total // num_tasks
+    self.task_of_class = tuple(k // self.classes_per_task for k in range(total))
     self.image_shape = (image_size, image_size, channels) if image_size else (height, width, channels)
 
-  def _images_of(self, split, classes):
+  def _rows_of(self, split, classes):
+    """Rows of the data set, and their class positions."""
     labels = getattr(self._dataset, f'{split}_labels')
     position = np.full(self._dataset.num_classes, -1, np.int32)
     position[[self.order[c] for c in classes]] = classes
     rows = np.flatnonzero(position[labels] >= 0)
+    return rows, position[labels[rows]]
+
+  def _images_of(self, split, classes):
+    rows, positions = self._rows_of(split, classes)
     images = getattr(self._dataset, f'{split}_images')[rows]
     if self._image_size:
       images = area_average(images, self._image_size)
-    return images, position[labels[rows]]
+    return images, positions
 
   def classes(self, task):
     """The class positions of task number `task`, counted from 0."""
     return list(range(task * self.classes_per_task, (task + 1) * self.classes_per_task))
 
+  def _training_classes(self, task, cumulative):
+    return list(range(self.classes(task)[-1] + 1)) if cumulative else self.classes(task)
+
   def train(self, task, *, cumulative=False):
     """(u8[M, H, W, C], i32[M]) training images of a task, or of all tasks up to it."""
-    return self._images_of('train', list(range(self.classes(task)[-1] + 1)) if cumulative else self.classes(task))
+    return self._images_of('train', self._training_classes(task, cumulative))
+
+  def train_labels(self, task, *, cumulative=False):
+    """i32[M]: the labels that `train` gives, without the images."""
+    return self._rows_of('train', self._training_classes(task, cumulative))[1]
 
   def test(self, task):
     """(u8[M, H, W, C], i32[M]) test images of a task."""
@@ -104,6 +118,11 @@ class TaskSequence:
     return int(counts[-(self.num_classes if cumulative else self.classes_per_task) :].sum())
 
 
+def generator_at(seed, task, phase, epoch=0):
+  """The host's random numbers, from where they stand alone."""
+  return np.random.default_rng((seed, task, phase, epoch))
+
+
 def epoch_order(num_images, seed, task, phase, epoch):
   """i64[num_images]: the order in which an epoch visits a task's images, from where it stands alone."""
-  return np.random.default_rng((seed, task, phase, epoch)).permutation(num_images)
+  return generator_at(seed, task, phase, epoch).permutation(num_images)

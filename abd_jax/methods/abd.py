@@ -15,6 +15,9 @@ from abd_jax.losses import (
 from abd_jax.methods.interface import Method, Phase
 
 
+ABLATIONS = ('balance', 'local_ce', 'real_distillation', 'synthetic_distillation', 'finetune')  # Table 3
+
+
 def _finetune_classes(view, hparams):
   """How many classes the softmax runs over: those seen, or in the authors' code the whole head."""
   return view.seen if hparams.finetune_classes == 'seen' else view.num_classes
@@ -26,10 +29,15 @@ def first_loss(view, hparams):
   return loss, {'loss': loss}
 
 
+def _balance(labels, view, hparams):
+  return jnp.ones(len(labels)) if hparams.ablate == 'balance' else balance_weights(labels, view.past, view.seen)
+
+
 def _learn(view, hparams):
   """Eq. 11: the new classes among themselves."""
-  loss_N = local_cross_entropy(view.real.logits, view.real.labels, view.past, view.seen)
-  weights_N = balance_weights(view.real.labels, view.past, view.seen) if hparams.local_ce_weight else 1.0
+  start = 0 if hparams.ablate == 'local_ce' else view.past
+  loss_N = local_cross_entropy(view.real.logits, view.real.labels, start, view.seen)
+  weights_N = _balance(view.real.labels, view, hparams) if hparams.local_ce_weight else 1.0
   return jnp.mean(weights_N * loss_N)
 
 
@@ -37,14 +45,14 @@ def _separate(view, hparams):
   """Eq. 14: the head alone tells new from past; synthetic images never shape the features."""
   logits_NK = view.head(stop_gradient(view.both.features))
   loss_N = cross_entropy(logits_NK, view.both.labels, _finetune_classes(view, hparams))
-  weights_N = balance_weights(view.both.labels, view.past, view.seen)
+  weights_N = _balance(view.both.labels, view, hparams)
   loss = jnp.mean(weights_N * loss_N)
   return loss / batch_mean(weights_N, view.axis) if hparams.finetune_normalise == 'weighted' else loss
 
 
 def _hold(view, hparams):
   """Eq. 13 (importance), Eq. 12 (features), or the softened predictions of Eq. 8 (softmax)."""
-  rows = view.both
+  rows = {'real_distillation': view.synthetic, 'synthetic_distillation': view.real}.get(hparams.ablate, view.both)
   if hparams.distillation == 'importance':
     held_N = feature_distillation(view.teacher_head(rows.features), rows.teacher_logits, view.past)
   elif hparams.distillation == 'features':
@@ -57,7 +65,8 @@ def _hold(view, hparams):
 def abd_loss(view, hparams):
   """Eq. 15: learn the new classes, separate them from the past ones, hold the old features."""
   learn, separate, hold = _learn(view, hparams), _separate(view, hparams), _hold(view, hparams)
-  loss = learn + hparams.finetune_weight * separate + hparams.distillation_weight * hold
+  finetune_weight = 0 if hparams.ablate == 'finetune' else hparams.finetune_weight
+  loss = learn + finetune_weight * separate + hparams.distillation_weight * hold
   return loss, {'loss': loss, 'learn': learn, 'separate': separate, 'hold': hold}
 
 

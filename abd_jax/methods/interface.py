@@ -1,12 +1,16 @@
 """What a method is made of: phases, and what their losses see."""
 
 import dataclasses
+import enum
 from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+# Where a method's own parameters stand among the student's: optimised, frozen, kept and counted with the network's.
+OWN = 'own'
 
 
 @flax.struct.dataclass
@@ -19,6 +23,8 @@ class Rows:
     logits: f32[N, K], the student's.
     teacher_features: f32[N, D], or None where the phase has no teacher.
     teacher_logits: f32[N, K], or None.
+    before_logits: f32[N, K] of the student as it was when the phase began, or None where it does not look back.
+    images: f32[N, H, W, C], as they reach the student.
   """
 
   labels: Any
@@ -26,6 +32,8 @@ class Rows:
   logits: Any
   teacher_features: Any = None
   teacher_logits: Any = None
+  before_logits: Any = None
+  images: Any = None
 
 
 @flax.struct.dataclass
@@ -42,6 +50,9 @@ class View:
     head: f32[N, D] features to f32[N, K] logits, through the student's head.
     teacher_head: the same through the teacher's, or None.
     axis: the mapped axis along which devices share the batch, or None; what is not a mean over rows needs it.
+    own: the method's own parameters beside the network's, or None.
+    tasks: i32[K], the task of each class of the head.
+    noise: (size) -> f32[N, size], standard normal, a row for each of `both`; for what the loss draws.
   """
 
   real: Rows
@@ -53,6 +64,9 @@ class View:
   head: Callable = flax.struct.field(pytree_node=False)
   teacher_head: Callable | None = flax.struct.field(pytree_node=False, default=None)
   axis: str | None = flax.struct.field(pytree_node=False, default=None)
+  own: Any = None
+  tasks: Any = None
+  noise: Callable | None = flax.struct.field(pytree_node=False, default=None)
 
 
 def stack_rows(real, synthetic):
@@ -62,6 +76,33 @@ def stack_rows(real, synthetic):
   return jax.tree.map(lambda *parts: jnp.concatenate(parts), real, synthetic)
 
 
+class Reads(enum.Enum):
+  """The real images that a phase sees."""
+
+  NEW = 'the task\'s own'
+  MIXED = 'the task\'s own and the coreset\'s, those held out left out'
+  CORESET = 'the coreset alone, the new classes in it'
+  HOLD_OUT = 'what is held out of both, as many images of every class'
+
+
+def network(params, past, tasks):
+  """Trains the whole network, and nothing of the method's own."""
+  del past, tasks
+  return {name: name != OWN for name in params}
+
+
+def head(params, past, tasks):
+  """Trains the head alone."""
+  del past, tasks
+  return {name: name == 'head' for name in params}
+
+
+def everything(params, past, tasks):
+  """Trains the network and the method's own parameters."""
+  del past, tasks
+  return {name: True for name in params}
+
+
 @dataclasses.dataclass(frozen=True)
 class Phase:
   """One stage of learning a task.
@@ -69,17 +110,50 @@ class Phase:
   Attributes:
     name: shown while it runs, and the key under which its steps are counted.
     loss: (View, config.Hyperparameters) -> (f32[] loss, {name: f32[]} for the log).
-    dreams: whether as many synthetic images as real ones join each batch.
-    teacher: whether the loss looks at the frozen teacher; always so when it dreams.
+    reads: the real images that it sees.
+    dreams: whether as many images of the inverted teacher as real ones join each batch.
+    replays: whether as many samples of the teacher's VAE do.
+    teacher: whether the loss looks at the frozen teacher; always so where synthetic images join.
+    looks_back: whether the loss looks at the student as it was when the phase began.
+    trains: (params, i32[] past, i32[K] tasks) -> a prefix of the tree of parameters: a bool or bool array each, true
+      for what moves and decays.
+    frozen_statistics: BatchNorm uses its running statistics and leaves them, unless --phase2_batch_stats=updated.
+    learning_rate_scale: what the rate of the schedule is multiplied by.
     second_pass: whether the authors' code passes each batch twice through the student in train mode, which
       --bn_double_update reproduces.
   """
 
   name: str
   loss: Callable
+  reads: Reads = Reads.NEW
   dreams: bool = False
+  replays: bool = False
   teacher: bool = False
+  looks_back: bool = False
+  trains: Callable = network
+  frozen_statistics: bool = False
+  learning_rate_scale: float = 1.0
   second_pass: bool = False
+
+  @property
+  def needs_teacher(self):
+    return self.dreams or self.replays or self.teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Coreset:
+  """How a method chooses the old images that it keeps, --memory of them at most.
+
+  Attributes:
+    rank: (f32[M, D] features of a new class, how many) -> the rows kept, best first. A class is ranked once, when it is
+      new, and later keeps the best. None: drawn at random, anew after every task.
+    resampled: a task's images come with as many of the coreset's, drawn with replacement; else with each of them once.
+    hold_out: this share of the coreset, and as many images of each new class as of a past one, are kept out of training.
+  """
+
+  rank: Callable | None = None
+  resampled: bool = False
+  hold_out: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +165,23 @@ class Method:
     first: the phases of the first task, which has no past.
     later: the phases of every later task.
     cumulative: every task comes with the images of all tasks before it, and the student starts anew: the upper bound.
+    coreset: how old images are chosen; None for a method that keeps none.
+    own: (image_shape, number of tasks) -> ((key) -> parameters), what the method trains beside the network; ValueError
+      for images that it cannot take.
+    readout: (logits, own parameters, i32[K] tasks, config.Hyperparameters) -> the logits that an evaluation reads.
+    standardised: whether images are standardised; else they stay in [0, 1].
+    weight_decay: in the place of --weight_decay.
   """
 
   name: str
   first: tuple[Phase, ...]
   later: tuple[Phase, ...]
   cumulative: bool = False
+  coreset: Coreset | None = None
+  own: Callable | None = None
+  readout: Callable | None = None
+  standardised: bool = True
+  weight_decay: float | None = None
 
   def phases(self, task):
     """The phases of task number `task`, counted from 0."""
@@ -110,4 +195,4 @@ class Method:
   @property
   def teacher(self):
     """Whether the classifier of the previous task is kept, frozen."""
-    return any(phase.dreams or phase.teacher for phase in self.later)
+    return any(phase.needs_teacher for phase in self.later)

@@ -1,0 +1,128 @@
+"""What each phase reads: a task's own images, the coreset's, or what is held out of both."""
+
+import numpy as np
+
+from abd_jax.data import coreset as coresets
+from abd_jax.data.tasks import generator_at
+from abd_jax.errors import UserError
+from abd_jax.methods.interface import Reads
+from abd_jax.steps import Address
+
+
+class Streams:
+  """The real images of every phase of one method's run, from what is on disk and what the coreset keeps."""
+
+  def __init__(self, tasks, method, memory, seed):
+    """`memory` is the most images that a coreset may hold; a method without one holds none."""
+    self._tasks, self._method, self._seed = tasks, method, seed
+    self._rule = method.coreset
+    self._memory = memory if method.coreset else 0
+
+  @property
+  def memory(self):
+    """Room of the coreset: no more than is allowed, nor than there is."""
+    return min(self._memory, self._tasks.largest_train_size(cumulative=True))
+
+  def capacity(self, reads):
+    """The most images that a phase of any task and of any class order can read: one shape for all."""
+    largest = self._tasks.largest_train_size(cumulative=self._method.cumulative)
+    if reads is Reads.NEW:
+      return largest
+    if reads is Reads.MIXED:
+      return largest + (largest if self._rule.resampled else self.memory)
+    return self.memory
+
+  def longest(self):
+    """The capacity of the phase that reads most."""
+    return max(self.capacity(phase.reads) for phase in self._method.first + self._method.later)
+
+  def check(self, batch_size):
+    """Goes through all tasks by their labels alone.
+
+    Raises:
+      UserError: some phase would read less than a batch, or the coreset could not hold an image of each class.
+    """
+    if self._rule and self._memory < self._tasks.num_classes:
+      raise UserError(
+          f'--memory={self._memory} cannot hold an image of each of {self._tasks.num_classes} classes, which'
+          f' --method={self._method.name} keeps.'
+      )
+    kept = np.zeros(0, np.int32)
+    for task in range(self._tasks.num_tasks):
+      new = self._tasks.train_labels(task, cumulative=self._method.cumulative)
+      if len(new) < batch_size:
+        raise UserError(
+            f'--batch_size={batch_size} is larger than task {task + 1}, which has {len(new)} images.'
+        )
+      after = np.concatenate([kept, new])[self._choice(task, kept, new, lambda k, rows, count: rows)] if self._rule else kept
+      for phase in self._method.phases(task):
+        size = len(self._rows(task, phase.reads, after if phase.reads is Reads.CORESET else kept, new))
+        if size < batch_size:
+          raise UserError(
+              f'--batch_size={batch_size} is larger than the {size} images that the phase "{phase.name}" of'
+              f' --method={self._method.name} reads in task {task + 1}: raise --memory, or lower --batch_size.'
+          )
+      kept = after
+
+  def load(self, task, reads, coreset):
+    """(u8[M, H, W, C], i32[M]) what a phase reads, in an order that the task alone decides."""
+    if reads is Reads.CORESET:
+      return coreset.kept
+    images, labels = self._tasks.train(task, cumulative=self._method.cumulative)
+    if reads is Reads.NEW:
+      return images, labels
+    old_images, old_labels = coreset.kept
+    rows = self._rows(task, reads, old_labels, labels)
+    return np.concatenate([old_images, images])[rows], np.concatenate([old_labels, labels])[rows]
+
+  def padded(self, reads, images, labels):
+    """The same with zeros behind, up to the phase's capacity."""
+    missing = self.capacity(reads) - len(images)
+    return np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))), np.pad(labels, (0, missing))
+
+  def _rows(self, task, reads, kept, new):
+    """Rows, among the coreset's labels and then the new ones, of what a phase reads."""
+    everything = np.arange(len(kept) + len(new))
+    if reads is Reads.CORESET:
+      return everything[: len(kept)]
+    if reads is Reads.NEW or not len(kept):
+      return everything[len(kept) :]
+    if self._rule.resampled:
+      drawn = generator_at(self._seed, task, Address.MIXING).integers(len(kept), size=len(new))
+      return np.concatenate([drawn, everything[len(kept) :]])
+    out = np.zeros(len(everything), bool)
+    if self._rule.hold_out:
+      past = task * self._tasks.classes_per_task
+      out = coresets.held_out(np.concatenate([kept, new]), len(kept), past, self._rule.hold_out)
+    return everything[out if reads is Reads.HOLD_OUT else ~out]
+
+  def _choice(self, task, kept, new, order):
+    seen = (task + 1) * self._tasks.classes_per_task
+    return coresets.chosen_rows(np.concatenate([kept, new]), seen, self.memory, order)
+
+  def choose(self, task, coreset, features):
+    """The coreset after a task.
+
+    Args:
+      task: its number.
+      coreset: the `Coreset` before.
+      features: images u8[M, H, W, C] -> f32[M, D], the student's.
+
+    Returns:
+      A `Coreset`.
+    """
+    images, labels = self._tasks.train(task)
+    old_images, old_labels = coreset.kept
+    past = task * self._tasks.classes_per_task
+    draw = generator_at(self._seed, task, Address.CHOOSING)
+
+    def order(k, rows, count):
+      if self._rule.rank is None:
+        return draw.choice(rows, count, replace=False)
+      if k < past:
+        return rows  # ranked when the class was new
+      return rows[self._rule.rank(features(images[rows - len(old_labels)]), count)]
+
+    rows = self._choice(task, old_labels, labels, order)
+    both = np.concatenate([old_images, images])[rows], np.concatenate([old_labels, labels])[rows]
+    return coresets.filled(self.memory, *both)
