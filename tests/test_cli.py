@@ -16,7 +16,7 @@ def run(*command):
 @pytest.mark.parametrize('arguments, sentence', [
     (['--epoch_count=3'], "Unknown command line flag 'epoch_count'"),
     (['--epochs=many'], 'flag --epochs=many'),
-    (['--method=abc'], '--method=abc is not one of upper_bound, base, deep_inversion, abd.'),
+    (['--method=abc'], '--method=abc is not one of upper_bound, base, lwf, lwf_mc, '),
     (['--num_tasks=3'], '10 classes cannot be split evenly over --num_tasks=3.'),
     (['--batch_size=1000'], '--batch_size=1000 is larger than task'),
     (['--workdir=/proc/run'], '--workdir=/proc/run/abd/seed0 cannot be written: '),
