@@ -84,14 +84,14 @@ class Ours:
     def first(step):
       place = np.array([config.seed, 0, Address.LEARN, step], np.int32)
       held['first'], metrics = programs.learn[method.first[0]](
-          held['first'], None, None, images, labels, rows, 0, seen, rate, place, programs.learn_steps)
+          held['first'], None, None, images, labels, rows, 0, seen, rate, place, programs.learn_steps, None)
       return metrics
 
     def abd(step):
       place = np.array([config.seed, 1, Address.LEARN, step], np.int32)
       held['abd'], metrics = programs.learn[method.later[0]](
           held['abd'], teacher, generator, images, labels, rows, past, seen, rate, place,
-          programs.learn_steps)
+          programs.learn_steps, None)
       return metrics
 
     def train_generator(step):

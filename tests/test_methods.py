@@ -122,7 +122,7 @@ def test_dgr_weighs_rows_and_trains_the_vae_on_all_of_them(monkeypatch):
   mean, log_variance = np.random.default_rng(3).normal(size=(2, 4, 1024)).astype(np.float32)
   monkeypatch.setattr(VAE, 'apply', lambda *args, **kwargs: (drawn, mean, log_variance))
   loss, terms = generative.dgr_loss(
-      view(real=real, synthetic=replayed, both=both, own={'vae': None}, key=jax.random.key(0)), HPARAMS
+      view(real=real, synthetic=replayed, both=both, own={'vae': None}, noise=lambda size: None), HPARAMS
   )
   weights = np.array([0.4, 0.4, 0.6, 0.6])
   made = 1 / (1 + np.exp(-drawn))

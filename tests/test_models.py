@@ -120,10 +120,10 @@ def test_bfloat16_is_for_activations_alone(build, example):
 
 def test_the_vae_has_the_papers_layers():
   model = VAE((32, 32, 3))
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 32, 32, 3)), jax.random.key(0))['params']
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 32, 32, 3)), jnp.zeros((2, 1024)))['params']
   # 4x4 convolutions with biases 3-64-128-512, two linear layers 8192-1024, one back, 512-256-64-3.
   convolutions = 16 * (3 * 64 + 64 * 128 + 128 * 512 + 512 * 256 + 256 * 64 + 64 * 3) + 64 + 128 + 512 + 256 + 64 + 3
   linear = 3 * 8192 * 1024 + 2 * 1024 + 8192
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == convolutions + linear
-  out, mean, _ = jax.eval_shape(model.apply, {'params': shapes}, jnp.zeros((2, 32, 32, 3)), jax.random.key(0))
+  out, mean, _ = jax.eval_shape(model.apply, {'params': shapes}, jnp.zeros((2, 32, 32, 3)), jnp.zeros((2, 1024)))
   assert out.shape == (2, 32, 32, 3) and mean.shape == (2, 1024)

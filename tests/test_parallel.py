@@ -43,7 +43,7 @@ for mode in ('alone', 'jit', 'pmap'):
   teacher, (images, labels) = compiled.freeze(student), parallel.put(tasks.train(1))
   moved, terms = compiled.invert(jax.tree.map(jax.numpy.copy, generator), teacher, 2, place, 1)
   student, metrics = compiled.learn[METHODS['abd'].later[0]](
-      student, teacher, generator, images, labels, rows, 2, 4, 0.1, place, 1)
+      student, teacher, generator, images, labels, rows, 2, 4, 0.1, place, 1, None)
   # After one step SGD's momentum is the gradient, Adam's first moment a tenth of it.
   found = student.opt_state, student.batch_stats, moved.opt_state[0].mu, moved.batch_stats, metrics, terms
   np.savez(f'{sys.argv[1]}/{mode}.npz', *jax.tree.leaves(found))
@@ -98,7 +98,7 @@ def test_every_step_is_lowered_for_accelerators(platform):
            'evaluate': (compiled.evaluate, (student.variables, images[:programs.EVAL_BATCH]))}
   for phase, step in compiled.learn.items():
     helpers = (teacher, generator) if phase.dreams else (None, None)
-    calls[phase.loss.__name__] = step, (student, *helpers, images, labels, rows, 2, 4, 0.1, place, 3)
+    calls[phase.loss.__name__] = step, (student, *helpers, images, labels, rows, 2, 4, 0.1, place, 3, None)
   for name, (step, arguments) in calls.items():
     text = str(jax.export.export(step.jitted, platforms=[platform])(*arguments).mlir_module())
     # Several steps are a loop; convolutions are XLA's own, and in half precision.
