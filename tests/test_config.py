@@ -8,6 +8,7 @@ from absl import flags
 from abd_jax import config
 from abd_jax.config import Config
 from abd_jax.errors import UserError
+from abd_jax.methods import METHODS
 
 
 def parsed(*arguments, defaults=Config()):  # noqa: B008
@@ -75,8 +76,8 @@ def test_what_makes_another_run_and_what_does_not():
 
 
 @pytest.mark.parametrize('argument, sentence', [
-    ('--method=abc', '--method=abc is not one of upper_bound, base, deep_inversion, abd.'),
-    ('--method=abd,abc', '--method=abc is not one of upper_bound, base, deep_inversion, abd.'),
+    ('--method=abc', f'--method=abc is not one of {", ".join(METHODS)}.'),
+    ('--method=abd,abc', f'--method=abc is not one of {", ".join(METHODS)}.'),
     ('--student=resnet9', '--student=resnet9 is not one of resnet8, resnet20, resnet32.'),
     ('--epochs=0', '--epochs=0 must be at least 1.'),
     ('--learning_rate=0', '--learning_rate=0.0 must be above 0.'),
