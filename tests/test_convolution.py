@@ -47,6 +47,7 @@ def assert_equal_to_xla(images, kernel, stride, padding):
     ((2, 6, 6, 32), (3, 3, 32, 3), 1, SAME),  # few features: the kernel's gradient with changed places
     ((2, 6, 6, 5), (3, 3, 5, 7), 1, SAME),  # no vector fits
     ((4, 8, 8, 16), (1, 1, 16, 48), 2, ((0, 0), (0, 0))),
+    ((4, 8, 8, 16), (4, 4, 16, 32), 2, SAME),
 ])
 def test_values_and_gradients_are_those_of_xla(images, kernel, stride, padding):
   assert_equal_to_xla(*arrays(images, kernel), stride, padding)

@@ -41,16 +41,16 @@ def final_states(workdir):
 def whole_run(dataset, tmp_path_factory):
   """An uninterrupted run, with every teacher as it was frozen and as it was left."""
   workdir = tmp_path_factory.mktemp('whole')
-  teachers, freeze = [], states.freeze
+  teachers, begin = [], train._Run._begin
 
-  def recording_freeze(student):
-    teacher = freeze(student)
-    teachers.append((teacher, jax.tree.map(np.array, teacher)))
-    return teacher
+  def recording_begin(self, task):
+    begin(self, task)
+    if self._teacher is not None:
+      teachers.append((self._teacher, jax.tree.map(np.array, self._teacher)))
 
   programs.clear()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(states, 'freeze', recording_freeze)
+    patch.setattr(train._Run, '_begin', recording_begin)
     results = train.run(TINY, workdir, dataset)
   sequence = train.check(TINY, dataset)
   return workdir, results, teachers, programs.programs_for(TINY, sequence, dataset).traces()
