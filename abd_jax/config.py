@@ -107,8 +107,9 @@ class Config:
   memory: int = _field(2000, 'old images that a method with a coreset keeps at most', at_least=1)
   student: str = _field('resnet32', 'the classifier', choices=tuple(STUDENTS))
   top_k: int = _field(1, 'a prediction counts when the label is among so many of the highest logits', at_least=1)
-  upper_bound: str = _field('', 'a run of --method=upper_bound, its directory or its results.json, for Omega; {seed} stands for'
-                            ' the seed; empty: upper_bound/seed<k> in the workdir or beside it, where there is one', identity=False)
+  upper_bound: str = _field('', 'for Omega, the directory or results.json of a run of upper_bound; {seed} stands for'
+                            ' the seed; empty: upper_bound/seed<k> in the workdir or beside it, where there is one',
+                            identity=False)
   precision: str = _field('float32', 'of activations; parameters, statistics, losses and inversion terms are float32',
                           choices=('float32', 'bfloat16'))
   parallel: str = _field('jit', 'how several devices share a batch: jit: XLA finds the collectives; pmap: the step is mapped'

@@ -1,7 +1,7 @@
 """What the literature reports, to stand beside our own figures; and the order in which the paper lists methods.
 
 Sources: Smith et al., Always Be Dreaming, ICCV 2021 (https://arxiv.org/abs/2106.09701), Tables 1, 2, 4 and A to E;
-R-DFCIL, ECCV 2022; REMIX, 2026. "Re-run by others" is ABD with R-DFCIL's student and schedule, as later papers report it.
+R-DFCIL, ECCV 2022; REMIX, 2026. "Re-run by others" is ABD with the student and schedule of R-DFCIL.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Figures:
   omega: float | None = None
 
 
-# What each method of the tables replays, in the paper's order: Tables 1 and A, then 2 and B. What others published follows.
+# What each method replays, in the paper's order: Tables 1 and A, then 2 and B. What others published follows.
 REPLAY = {
     'upper_bound': 'none',
     'base': 'none',

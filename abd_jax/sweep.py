@@ -1,7 +1,7 @@
-"""Hyperparameter selection as the paper did it (Appendix D): by cross-validation, before later tasks and test images exist.
+"""Hyperparameter selection as in the paper's Appendix D: cross-validation, before later tasks and test images exist.
 
-A fold's data set is made of training images of the first half of the tasks alone: a third of each class stands in as test
-images, the rest trains. Every (values, fold) is a run in a folder of its own, so that a stopped sweep goes on.
+A fold's data set is made of training images of the first half of the tasks alone: a part of each class stands in as
+test images, the rest trains. Every (values, fold) is a run in a folder of its own, so that a stopped sweep goes on.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ def folds_of(dataset: Dataset, tasks: TaskSequence, num_folds, seed):
   """
   half = tasks.num_tasks // 2
   if half < 2:
-    raise UserError(f'--num_tasks={tasks.num_tasks}: a sweep learns the first half of the tasks, which must be two at least.')
+    raise UserError(f'--num_tasks={tasks.num_tasks}: a sweep learns half of the tasks, which must be two at least.')
   met = tasks.order[: half * tasks.classes_per_task]
   names = class_order(len(met), seed)  # the new name of the class met first, second, ...
   rng = np.random.default_rng((seed, num_folds))
@@ -95,7 +95,8 @@ def grids_of(names, own=()):
     UserError: a name is no grid's, or a text no grid.
   """
   if unknown := [name for name in names if name not in GRIDS]:
-    raise UserError(f'--hyperparameters={unknown[0]} is not one of {", ".join(GRIDS)}; --grid={unknown[0]}=... makes a grid.')
+    known = ', '.join(GRIDS)
+    raise UserError(f'--hyperparameters={unknown[0]} is not one of {known}; --grid={unknown[0]}=... makes a grid.')
   grids = {name: GRIDS[name] for name in names}
   told = config_lib.as_dict(config_lib.Config())
   for text in own:
@@ -140,7 +141,7 @@ class Sweep:
     return {name: value for name, value in setting.items() if value != told[name]}
 
   def run(self, dataset):
-    """Trains every setting on every fold, or loads what is finished; writes <workdir>/sweep/<method>/seed<k>/sweep.json.
+    """Trains every setting on every fold, or loads what is finished; everything is in <workdir>/sweep/<method>/seed<k>.
 
     Args:
       dataset: a `data.Dataset`; its test images are not touched.
@@ -198,8 +199,8 @@ class Sweep:
     """A row a setting: mean and population standard deviation over the folds, the chosen marked."""
     config, chosen = self.config, self.chosen(trials)
     text = (
-        f'**{config.dataset}**, {config.method}, seed {config.seed}: tasks 1 to {config.num_tasks // 2} of {config.num_tasks},'
-        f' {self.num_folds}-fold cross-validation on training images; ± over folds\n\n'
+        f'**{config.dataset}**, {config.method}, seed {config.seed}: tasks 1 to {config.num_tasks // 2} of'
+        f' {config.num_tasks}, {self.num_folds}-fold cross-validation on training images; ± over folds\n\n'
         '| hyperparameter | value | final accuracy % | average accuracy % | chosen |\n|---|---|---|---|---|\n'
     )
     for setting in self.settings():

@@ -125,7 +125,8 @@ def collate(all_results):
 
 
 def _rows(runs):
-  apart = {leaf.name for leaf in config_lib.leaves(config_lib.Config()) if not leaf.field.metadata['identity']} | {'seed'}
+  leaves = config_lib.leaves(config_lib.Config())
+  apart = {leaf.name for leaf in leaves if not leaf.field.metadata['identity']} | {'seed'}
   grouped = {}
   for r in runs:
     switches = json.dumps({name: value for name, value in r.config.items() if name not in apart}, sort_keys=True)
@@ -141,7 +142,7 @@ def _rows(runs):
 
 
 def _usual_flags(runs):
-  """{flag: the value that most rows have}; of equally many the default, so that the row that departs from it is named."""
+  """{flag: the value that most rows have}; of equally many the default, so that who departs from it is named."""
   defaults = config_lib.as_dict(config_lib.Config())
   usual = {}
   for name in runs[0].config:
@@ -209,7 +210,8 @@ def _figure(cell, metric, row_seeds=None):
 def _text_rows(table, metrics):
   """[head, *rows] of cells as text."""
   columns = table.columns(metrics)
-  head = ['method', 'replay', 'seeds', *('published' if published else METRICS[name].title for name, published in columns)]
+  head = ['method', 'replay', 'seeds']
+  head += ['published' if published else METRICS[name].title for name, published in columns]
   rows = []
   for row in table.rows:
     cells = [
@@ -260,7 +262,8 @@ def latex(tables, metrics=SHORT):
 def to_csv(tables, metrics=tuple(METRICS)):
   """The tables as one CSV: for each metric its mean, population standard deviation, seeds, and the published figure."""
   fields = [
-      'dataset', 'num_classes', 'num_tasks', 'student', 'top_k', 'tasks_learned', 'method', 'switches', 'replay', 'seeds'
+      'dataset', 'num_classes', 'num_tasks', 'student', 'top_k', 'tasks_learned', 'method', 'switches', 'replay',
+      'seeds',
   ]
   for name in metrics:
     fields += [f'{name}_mean', f'{name}_std', f'{name}_seeds']

@@ -1,7 +1,8 @@
 """Omega: what a run reaches against the upper bound of its benchmark, trained in the same command or stored.
 
-An upper bound is a run of `--method=upper_bound`, each stage trained from scratch on all classes so far. One serves every
-method of its seed, and stages are matched by how many classes they have seen: a run of 20 tasks serves 5 and 10 too.
+An upper bound is a run of `--method=upper_bound`, each stage trained from scratch on all classes so far. One serves
+every method of its seed, and stages are matched by how many classes they have seen: a run of 20 tasks serves 5 and 10
+too.
 """
 
 import dataclasses
@@ -67,7 +68,8 @@ def stored(config, dataset, tasks):
     path = config.upper_bound.replace('{seed}', str(config.seed))
     bound = Results.load(path)
     if objection := _objection(bound, setting, classes_seen):
-      raise UserError(f'--upper_bound={path} is no upper bound of {config.method} with seed {config.seed}: {objection}.')
+      which = f'{config.method} with seed {config.seed}'
+      raise UserError(f'--upper_bound={path} is no upper bound of {which}: {objection}.')
     return bound
   workdir = Path(config.workdir).expanduser()
   for folder in (workdir, workdir.parent):

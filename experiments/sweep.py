@@ -1,8 +1,8 @@
-"""Hyperparameter selection as in the paper's Appendix D: 3-fold cross-validation on training images of half of the tasks.
+"""Hyperparameter selection as in Appendix D: 3-fold cross-validation on training images of half of the tasks.
 
   python experiments/sweep.py --flagfile=experiments/flags/digits.flags --method=abd
   python experiments/sweep.py --flagfile=experiments/flags/cifar100_10_abd.flags --hyperparameters=distillation_weight
-  python experiments/sweep.py --flagfile=experiments/flags/cifar100_10_lwf.flags --hyperparameters= --grid=kd_weight=0.1,1,10
+  python experiments/sweep.py --flagfile=experiments/flags/cifar100_5_lwf.flags --hyperparameters= --grid=kd_weight=.1,1
 """
 
 import dataclasses

@@ -54,7 +54,7 @@ def test_a_row_is_its_method_on_its_benchmark_and_nothing_else_differs(name):
   row, base = config.from_flagfile(FOLDER / name), config.from_flagfile(FOLDER / f'cifar100_{tasks}.flags')
   assert (row.method, row.num_tasks, row.seeds, row.dataset) == (method, int(tasks), (0, 1, 2), 'cifar100')
   assert config.differing_flag(row, base) in (None, 'method')
-  assert (row.optimisation, row.inversion) == (config.Optimisation(), config.Inversion())  # METHODS' own are the defaults
+  assert (row.optimisation, row.inversion) == (config.Optimisation(), config.Inversion())  # the defaults
 
 
 @pytest.mark.parametrize('name', ready(ROWS))
@@ -83,5 +83,6 @@ def test_an_ablation_is_abd_less_one_part(part):
 @pytest.mark.parametrize('tasks', [5, 10, 20])
 def test_the_authors_row_has_their_switches(tasks):
   authors = config.from_flagfile(FOLDER / f'cifar100_{tasks}_abd_authors.flags')
-  assert authors.num_tasks == tasks and authors.hparams.finetune_classes == 'all' and authors.optimisation.bn_double_update
+  assert (authors.num_tasks, authors.hparams.finetune_classes) == (tasks, 'all')
+  assert authors.optimisation.bn_double_update
   assert (authors.inversion.generator_init, authors.inversion.inversion_steps) == ('warm', 10000)

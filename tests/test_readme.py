@@ -29,7 +29,8 @@ def test_its_method_runs_from_outside_the_package(tmp_path):
   process = subprocess.run(
       [
           sys.executable, script, '--flagfile=experiments/flags/digits.flags', '--method=logit_matching', '--seeds=0',
-          f'--workdir={tmp_path / "runs"}', '--num_classes=4', '--num_tasks=2', '--epochs=1', '--decay_at=', '--inversion_steps=2',
+          f'--workdir={tmp_path / "runs"}', '--num_classes=4', '--num_tasks=2', '--epochs=1', '--decay_at=',
+          '--inversion_steps=2',
       ],
       cwd=ROOT, capture_output=True, text=True, timeout=300,
   )

@@ -74,7 +74,7 @@ def test_folds_keep_labels_names_and_the_order_of_classes(dataset, folds):
 
 
 def test_too_few_tasks_or_images_are_refused(dataset):
-  with pytest.raises(UserError, match='--num_tasks=2: a sweep learns the first half of the tasks, which must be two at least'):
+  with pytest.raises(UserError, match='--num_tasks=2: a sweep learns half of the tasks, which must be two at least'):
     sweep.folds_of(dataset, data.TaskSequence(dataset, 2, seed=1), 3, 1)
   with pytest.raises(UserError, match='--folds=200: class . has 1.. training images.'):
     sweep.folds_of(dataset, data.TaskSequence(dataset, 5, seed=1), 200, 1)

@@ -13,8 +13,8 @@ from abd_jax.results import Results
 TINY = with_values(
     config.Config(),
     dict(
-        method='base', num_classes=4, num_tasks=2, student='resnet8', batch_size=32, epochs=1, decay_at=(), color_jitter=False,
-        flip=False, crop_padding=0, top_k=2, seeds=(0,),
+        method='base', num_classes=4, num_tasks=2, student='resnet8', batch_size=32, epochs=1, decay_at=(),
+        color_jitter=False, flip=False, crop_padding=0, top_k=2, seeds=(0,),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The methods by name. To add one: a file of losses and phases here and its `Method` in this table, or `register` elsewhere."""
+"""The methods by name. To add one: a file of losses and phases here, its `Method` below; elsewhere, `register`."""
 
 from abd_jax.errors import UserError
 from abd_jax.methods.abd import ABD
