@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from abd_jax import methods, tables
+from abd_jax import methods, report
 from abd_jax.errors import UserError
 from abd_jax.methods.interface import Method
 from abd_jax.results import Results
@@ -15,10 +15,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 
 
-def test_its_tables_are_the_reports():
+def test_its_tables_are_the_reports(capsys):
   inside = README.split('<!-- results -->\n')[1].split('<!-- /results -->')[0]
-  runs = [Results.load(path) for path in sorted((ROOT / 'experiments' / 'results').glob('*.json'))]
-  assert inside.strip() == tables.markdown(tables.collate(runs)).strip()
+  assert report.main([str(path) for path in sorted((ROOT / 'experiments' / 'results').glob('*.json'))]) == 0
+  assert inside.strip() == capsys.readouterr().out.strip()
 
 
 def test_its_method_runs_from_outside_the_package(tmp_path):
