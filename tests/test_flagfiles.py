@@ -3,15 +3,23 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from abd_jax import config
+from abd_jax import config, data
+from abd_jax.data.streams import Streams
 from abd_jax.methods import METHODS
 from abd_jax.published import ABLATIONS, FIGURES, REPLAY, Benchmark
 
 FOLDER = Path(__file__).parent.parent / 'experiments' / 'flags'
 FILES = sorted(path.name for path in FOLDER.glob('*.flags'))
 ROWS = [name for name in FILES if re.fullmatch(r'cifar100_\d+_(?!ablate_).*(?<!authors)\.flags', name)]
+
+
+# 500 training images of each of 100 classes: all that decides how many steps a run makes.
+LABELS_OF_CIFAR100 = data.Dataset(
+    'cifar100', np.zeros((0, 32, 32, 3)), np.arange(50000) % 100, None, None, tuple(map(str, range(100))), (), ()
+)
 
 
 def head(name):
@@ -56,8 +64,8 @@ def test_its_head_says_what_the_literature_reports_and_how_many_steps_it_takes(n
   if figures:
     assert f'reported {figures.final_accuracy} ± {figures.spread} %' in head(name)
     assert figures.omega is None or f'Omega {figures.omega} %' in head(name)
-  size = 50000 // row.num_tasks
-  sizes = [size * (n + 1 if METHODS[row.method].cumulative else 1) for n in range(row.num_tasks)]
+  tasks = data.TaskSequence(LABELS_OF_CIFAR100, row.num_tasks)
+  sizes = [size for _, _, size in Streams(tasks, METHODS[row.method], row.memory, row.seed).sizes()]
   steps = sum(size // row.optimisation.batch_size * row.optimisation.epochs for size in sizes)
   assert f'{steps:,} steps of learning' in head(name)
   inversion = f'{row.inversion.inversion_steps * (row.num_tasks - 1):,} of inversion'

@@ -47,22 +47,31 @@ class Streams:
           f'--memory={self._memory} cannot hold an image of each of {self._tasks.num_classes} classes, which'
           f' --method={self._method.name} keeps.'
       )
+    new_sizes = self._tasks.train_sizes(cumulative=self._method.cumulative)
+    if min(new_sizes) < batch_size:
+      task = int(np.argmin(new_sizes))
+      raise UserError(
+          f'--batch_size={batch_size} is larger than task {task + 1}, which has {new_sizes[task]} images.'
+      )
+    for task, phase, size in self.sizes():
+      if size < batch_size:
+        raise UserError(
+            f'--batch_size={batch_size} is larger than the {size} images that the phase "{phase.name}" of'
+            f' --method={self._method.name} reads in task {task + 1}: raise --memory, or lower --batch_size.'
+        )
+
+  def sizes(self):
+    """[(task, phase, how many images it reads)] of the whole run, by the labels alone."""
+    found = []
     kept = np.zeros(0, np.int32)
     for task in range(self._tasks.num_tasks):
       new = self._tasks.train_labels(task, cumulative=self._method.cumulative)
-      if len(new) < batch_size:
-        raise UserError(
-            f'--batch_size={batch_size} is larger than task {task + 1}, which has {len(new)} images.'
-        )
       after = np.concatenate([kept, new])[self._choice(task, kept, new, lambda k, rows, count: rows)] if self._rule else kept
       for phase in self._method.phases(task):
-        size = len(self._rows(task, phase.reads, after if phase.reads is Reads.CORESET else kept, new))
-        if size < batch_size:
-          raise UserError(
-              f'--batch_size={batch_size} is larger than the {size} images that the phase "{phase.name}" of'
-              f' --method={self._method.name} reads in task {task + 1}: raise --memory, or lower --batch_size.'
-          )
+        rows = self._rows(task, phase.reads, after if phase.reads is Reads.CORESET else kept, new)
+        found.append((task, phase, len(rows)))
       kept = after
+    return found
 
   def load(self, task, reads, coreset):
     """(u8[M, H, W, C], i32[M]) what a phase reads, in an order that the task alone decides."""
