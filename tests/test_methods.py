@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 
 import chex
@@ -331,3 +332,30 @@ def test_second_phases_have_a_hundredth_of_the_rate_and_the_flags_they_obey():
   np.testing.assert_array_equal(read(logits, layers, tasks, HPARAMS), [[1, 1, 3]])
   raw = dataclasses.replace(HPARAMS, bic_evaluation='raw')
   np.testing.assert_array_equal(read(logits, layers, tasks, raw), logits)
+
+
+def test_several_steps_a_call_in_two_phases(small, digits, tmp_path):
+  # The bias phase has three steps in the second task and two in the third: calls of four are never full there.
+  lines = []
+  for name, steps_per_call in (('one', 1), ('four', 4)):
+    several = with_values(TINY, {'method': 'bic', 'steps_per_call': steps_per_call})
+    train.run(several, tmp_path / name, digits)
+    traces = programs.programs_for(several, train.check(several, digits), digits).traces()
+    assert max(traces.values()) == len(lines) + 1  # one for each number of steps
+    lines.append([json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()])
+  for line in lines:
+    assert [found['steps'] for found in line if found.get('phase') == 'bias'] == [3, 2]
+  assert [line['at'] for line in lines[0]] == [line['at'] for line in lines[1]]
+  assert lines[0][0]['loss'] == pytest.approx(lines[1][0]['loss'], rel=1e-3)  # within a loop XLA fuses otherwise
+
+
+def test_statistics_move_in_the_second_phase_when_asked(small, digits, tmp_path):
+  after = {}
+  for value in ('frozen', 'updated'):
+    two = with_values(TINY, {'method': 'e2e', 'stop_after_task': 2, 'phase2_batch_stats': value})
+    train.run(two, tmp_path / value, digits)
+    after[value] = final_states(tmp_path / value)['student']
+  for name, params in after['frozen']['params'].items():
+    same = jax.tree.map(np.array_equal, params, after['updated']['params'][name])
+    assert all(jax.tree.leaves(same)) == (name != 'head'), name  # that alone learns there, on other statistics
+  assert not np.array_equal(after['frozen']['batch_stats']['bn1']['mean'], after['updated']['batch_stats']['bn1']['mean'])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax import checkpoint, config, data, programs, states, train
+from abd_jax import checkpoint, config, data, programs, train
 from abd_jax import results as results_lib
 from abd_jax.checkpoint import Checkpoints, Preempted, StopSignal
 from abd_jax.config import with_values
