@@ -86,7 +86,7 @@ def _figures():
     found[Benchmark('cifar100', 100, num_tasks)] = {name: Figures(*row[i]) for name, row in _CIFAR100.items()}
     found[Benchmark('tiny_imagenet', 200, num_tasks)] = {name: Figures(*row[i]) for name, row in _TINY_IMAGENET.items()}
   found[Benchmark('tiny_imagenet', 200, 20)]['upper_bound'] = Figures(55.5)
-  imagenet = Benchmark('imagenet100', 100, 10, 'resnet18', 100, top_k=5)
+  imagenet = Benchmark('imagenet', 100, 10, 'resnet18', 100, top_k=5)
   found[imagenet] = {name: Figures(accuracy) for name, accuracy in _IMAGENET100.items()}
   return found
 

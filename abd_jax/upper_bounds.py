@@ -13,11 +13,12 @@ from abd_jax import metrics
 from abd_jax.errors import UserError
 from abd_jax.results import Results
 
-# What a run and its upper bound must have in common.
-_SETTING = (
-    'student', 'top_k', 'image_size', 'epochs', 'decay_at', 'batch_size', 'learning_rate', 'momentum', 'weight_decay',
-    'color_jitter', 'flip', 'crop_padding',
-)
+# What a run and its upper bound must have in common: the schedule and the augmentation whole, but for a switch of ABD's.
+_SETTING = ['student', 'top_k', 'image_size'] + [
+    leaf.name
+    for group in (config_lib.Optimisation(), config_lib.Augmentation())
+    for leaf in config_lib.leaves(group) if leaf.name != 'bn_double_update'
+]
 
 
 def _setting(dataset_name, class_order, flags):
