@@ -11,6 +11,7 @@ import numpy as np
 
 from abd_jax import config as config_lib
 from abd_jax.errors import UserError
+from abd_jax.methods import METHODS
 from abd_jax.published import ABLATIONS, FIGURES, REPLAY, Benchmark, Figures
 from abd_jax.results import Results
 
@@ -129,16 +130,21 @@ def _rows(runs):
   apart = {leaf.name for leaf in leaves if not leaf.field.metadata['identity']} | {'seed'}
   grouped = {}
   for r in runs:
-    switches = json.dumps({name: value for name, value in r.config.items() if name not in apart}, sort_keys=True)
-    grouped.setdefault(switches, []).append(r)
+    told = {name: value for name, value in r.config.items() if name not in apart | _idle(r.method)}
+    grouped.setdefault(json.dumps(told, sort_keys=True), []).append(r)
   usual = _usual_flags([group[0] for group in grouped.values()])
-  rows = [_row(group, usual, apart) for group in grouped.values()]
+  rows = [_row(group, usual, apart | _idle(group[0].method)) for group in grouped.values()]
   figures = _published_of(runs)
   rows += [
       Row(name, '', REPLAY[name], (), {}, _published_cells(figure))
       for name, figure in figures.items() if name not in {row.method for row in rows}
   ]
   return tuple(sorted(rows, key=_paper_order))
+
+
+def _idle(method):
+  """The flags that say nothing to a method of ours: the room of a coreset to one that keeps none."""
+  return {'memory'} if method in METHODS and METHODS[method].coreset is None else set()
 
 
 def _usual_flags(runs):

@@ -48,6 +48,11 @@ def test_the_row_that_departs_from_the_others_is_the_one_named():
   assert [line.split(' | ')[0] for line in lines_of(runs)[4:]] == ['| base', '| dgr (--weight_decay=0.0)', '| abd']
 
 
+def test_the_room_of_a_coreset_is_no_matter_to_a_method_without_one():
+  runs = [run_of('abd', 0), run_of('abd', 1, flags={'memory': 400}), run_of('e2e', flags={'memory': 400})]
+  assert [row.label for row in tables.collate(runs)[0].rows] == ['abd', 'e2e (--memory=400)']
+
+
 def test_rows_stand_in_the_papers_order_ablations_in_table_3s():
   ablated = [run_of(flags={'ablate': name}) for name in ('finetune', 'balance')]
   runs = [run_of('mine'), run_of('bic'), *ablated, run_of('rehearsal'), run_of('abd'), run_of('lwf')]
