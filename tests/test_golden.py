@@ -3,7 +3,7 @@
 The tolerances on golden_resnet8 are three times what a plain transcription of the formulas reaches. On golden_resnet32
 31 BatchNorms amplify the order of float32 sums, in the recording too: run in float64, the same steps differ from it by
 2.5e-4 in the first convolution and 7.5e-5 where the second stage begins, by 1e-4 and 1.7e-3 in the losses of steps two
-and three and by 2.8e-3 in the fifth loss of the generator. There the tolerance is three times the recording's own
+and three, by 1.16e-2 in lwf_synthetic's third and by 2.8e-3 in the fifth loss of the generator. There the tolerance is three times the recording's own
 distance from float64; for the fourth step it is three times the 1e-2 by which float32 transcriptions differ.
 """
 
@@ -23,10 +23,11 @@ from tests import golden_figures
 # (those at the far end of the backward pass apart), the losses of five generator steps.
 TOLERANCES = {
     'golden_resnet8': dict(
-        value=3e-5, gradient=3e-5, losses=(3e-5,) * 4, weights={'': 3e-5}, trajectory=1e-3
+        value=3e-5, gradient=3e-5, losses={'': (3e-5,) * 4}, weights={'': 3e-5}, trajectory=1e-3
     ),
     'golden_resnet32': dict(
-        value=3e-6, gradient=3e-3, losses=(3e-6, 3e-4, 5e-3, 3e-2), trajectory=9e-3,
+        value=3e-6, gradient=3e-3, trajectory=9e-3,
+        losses={'': (3e-6, 3e-4, 5e-3, 3e-2), 'lwf_synthetic': (3e-6, 3e-4, 3.5e-2, 3e-2)},
         weights={'': 3e-5, 'conv1.weight': 7.5e-4, 'layer2.0.bn1.weight': 2.25e-4},
     ),
 }
@@ -194,8 +195,9 @@ def test_four_successive_steps_of_a_method(golden, method):
         limit = tolerance['weights'].get(name, tolerance['weights'][''])
         assert relative_error(torch_weight(student.params, name), theirs) < limit, name
   theirs = figures[f'step/{method}/losses' + ('_total_class_kd' if phase.dreams else '')]
+  limits = tolerance['losses'].get(method, tolerance['losses'][''])
   for step, (ours, expected) in enumerate(zip(np.array(found, np.float64), theirs, strict=True)):
-    assert relative_error(ours, expected) < tolerance['losses'][step], (step, ours, expected)
+    assert relative_error(ours, expected) < limits[step], (step, ours, expected)
 
 
 def test_softened_predictions():
