@@ -56,6 +56,7 @@ class Inversion:
   generator_init: str = _field('fresh', 'fresh: a new generator each task; warm: one generator and one Adam for all'
                                ' tasks, as in the authors\' code', choices=('fresh', 'warm'))
   inversion_steps: int = _field(5000, 'steps of generator training before each task but the first', at_least=1)
+  inversion_batch_size: int = _field(0, 'synthetic images a step of the generator; 0: as --batch_size', at_least=0)
   generator_learning_rate: float = _field(1e-3, 'of Adam', above=0)
   content_weight: float = _field(1.0, 'of Eq. 3', at_least=0)
   content_temperature: float = _field(1000.0, 'tau of Eq. 3', above=0)
@@ -222,9 +223,11 @@ def text_of(value):
   return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def define_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008  (frozen, so a shared default is safe)
-  """Defines a flag for every leaf of `Config`, with the values in `defaults` as its defaults."""
+def define_flags(defaults=Config(), flag_values=flags.FLAGS, names=None):  # noqa: B008  (frozen: safe to share)
+  """Defines a flag for every leaf of `Config`, or those of `names`, with the values in `defaults` as its defaults."""
   for leaf in leaves(defaults):
+    if names is not None and leaf.name not in names:
+      continue
     text = leaf.field.metadata['help']
     if leaf.field.metadata['choices']:
       text += f' (one of {", ".join(leaf.field.metadata["choices"])})'
@@ -242,11 +245,22 @@ def config_from_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008
   Raises:
     UserError: a value is out of its range.
   """
-  values = {leaf.name: flag_values[leaf.name].value for leaf in leaves(defaults)}
-  for leaf in leaves(defaults):
-    if isinstance(leaf.value, tuple):
-      values[leaf.name] = _tuple_of_int(leaf.name, values[leaf.name])
-  return with_values(defaults, values)
+  return with_values(defaults, {leaf.name: _value(leaf, flag_values) for leaf in leaves(defaults)})
+
+
+def given_on_command_line(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008
+  """{leaf's name: value} of the defined flags that were given a value, be it the default's.
+
+  Raises:
+    UserError: a value is not of the flag's kind.
+  """
+  given = [leaf for leaf in leaves(defaults) if leaf.name in flag_values and flag_values[leaf.name].present]
+  return {leaf.name: _value(leaf, flag_values) for leaf in given}
+
+
+def _value(leaf, flag_values):
+  value = flag_values[leaf.name].value
+  return _tuple_of_int(leaf.name, value) if isinstance(leaf.value, tuple) else value
 
 
 def to_flagfile(config):

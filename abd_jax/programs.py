@@ -159,9 +159,10 @@ def programs_for(config, tasks, dataset):
   )
   invert = {'init_generator': None, 'invert': None, 'preview': None}
   if method.dreams:
+    dreams = config.inversion.inversion_batch_size or config.optimisation.batch_size
     invert = {
         'init_generator': _init_generator(networks, config.inversion),
-        'invert': _invert(networks, config.inversion, config.optimisation.batch_size, invert_steps),
+        'invert': _invert(networks, config.inversion, dreams, invert_steps),
         'preview': _preview(networks),
     }
   return Programs(
@@ -171,7 +172,7 @@ def programs_for(config, tasks, dataset):
       freeze=_freeze(),
       learn={p: _learn(p, networks, optimisation, config.augmentation, config.hparams) for p in phases},
       evaluate=_evaluate(seen, method.readout, config.hparams),
-      features=_features(seen) if method.coreset and method.coreset.rank else None,
+      features=features(seen) if method.coreset and method.coreset.rank else None,
       learn_steps=learn_steps,
       invert_steps=invert_steps,
       **invert,
@@ -181,17 +182,17 @@ def programs_for(config, tasks, dataset):
 def clear():
   """Forgets every program, so that the next run traces its own."""
   for build in (
-      _init_student, _init_generator, _restart, _freeze, _learn, _invert, _preview, _evaluate, _features,
+      _init_student, _init_generator, _restart, _freeze, _learn, _invert, _preview, _evaluate, features,
   ):
     build.cache_clear()
 
 
-def in_batches(program, variables, images):
+def in_batches(program, variables, images, size=EVAL_BATCH):
   """f32[M, ...]: what `evaluate` or `features` says of images u8[M, H, W, C], in batches of one size, the last padded."""
   found = []
-  for start in range(0, len(images), EVAL_BATCH):
-    part = images[start : start + EVAL_BATCH]
-    padded = np.pad(part, ((0, EVAL_BATCH - len(part)), (0, 0), (0, 0), (0, 0)))
+  for start in range(0, len(images), size):
+    part = images[start : start + size]
+    padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0)))
     found.append(np.asarray(program(variables, padded))[: len(part)])
   return np.concatenate(found)
 
@@ -308,5 +309,6 @@ def _evaluate(networks, readout=None, hparams=None):
 
 
 @_cached
-def _features(networks):
+def features(networks):
+  """The `Programs.features` of networks whose generator is None; it needs no head among the variables."""
   return compile_step(steps.make_feature_step(networks.classifier, networks.normalise))

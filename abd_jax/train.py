@@ -59,6 +59,34 @@ def run(config, workdir, dataset=None, stop=None):
     return _Run(config, workdir, dataset, tasks, checkpoints, stop, progress).execute()
 
 
+def learn_task(config, workdir, dataset, tasks, task, student, stop=None):
+  """Teaches one task to a classifier, whatever taught it the ones before: what a `learner` does again and again.
+
+  Args:
+    config, workdir: as in `run`; the workdir is of this task alone, and a lesson stopped there goes on.
+    dataset: the class names, mean and std.
+    tasks: what `run` asks of a `TaskSequence`, for this task.
+    task: its number, counted from 0: so many were learned before.
+    student: the `states.StudentState` that they left, None for the first.
+    stop: as in `run`.
+
+  Returns:
+    The student with the task learned.
+
+  Raises:
+    UserError: the workdir is another lesson's.
+    Preempted: SIGTERM came; everything is saved.
+  """
+  workdir = Path(workdir)
+  processes.on_first(lambda: claim_workdir(config, workdir))
+  with (
+      contextlib.nullcontext(stop) if stop else StopSignal() as stop,
+      contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)) as checkpoints,
+      contextlib.closing(Progress(config.method, task + 1)) as progress,
+  ):
+    return _Run(config, workdir, dataset, tasks, checkpoints, stop, progress).lesson(task, student)
+
+
 def check(config, dataset):
   """The task sequence of the run.
 
@@ -120,22 +148,7 @@ class _Run:
     if record.task >= last and processes.is_first() and (self._workdir / 'results.json').exists():
       return results_lib.Results.load(self._workdir)
     for task in range(record.task, last):
-      if record.phase == record.step == 0:
-        self._begin(task)
-        self._save()  # the evaluation of the task before with it: a save of its own would only be waited for
-        self._stop_if_asked()
-      plan = self._plan(task)
-      while record.phase < len(plan):
-        address, phase = plan[record.phase]
-        if address == Address.INVERSION:
-          self._invert(task)
-        elif address == Address.CHOOSING:
-          self._choose(task)
-        else:
-          self._learn(task, address, phase)
-        record.phase, record.step = record.phase + 1, 0
-        self._save()
-        self._stop_if_asked()
+      self._learn_task(task)
       self._evaluate(task)
       self._teacher = None
       if self._config.inversion.generator_init == 'fresh':
@@ -143,6 +156,34 @@ class _Run:
     self._save()
     self._checkpoints.wait()
     return self._results()
+
+  def lesson(self, task, student):
+    """The student with one more task learned."""
+    self._record.task = task
+    self._student = student and put(jax.tree.map(np.array, student))  # a copy: a step takes its memory
+    self._restore()
+    self._learn_task(task)
+    return self._student
+
+  def _learn_task(self, task):
+    """All phases of a task, from where the record stands."""
+    record = self._record
+    if record.phase == record.step == 0:
+      self._begin(task)
+      self._save()  # the evaluation of the task before with it: a save of its own would only be waited for
+      self._stop_if_asked()
+    plan = self._plan(task)
+    while record.phase < len(plan):
+      address, phase = plan[record.phase]
+      if address == Address.INVERSION:
+        self._invert(task)
+      elif address == Address.CHOOSING:
+        self._choose(task)
+      else:
+        self._learn(task, address, phase)
+      record.phase, record.step = record.phase + 1, 0
+      self._save()
+      self._stop_if_asked()
 
   def _plan(self, task):
     """[(address of its randomness, phase)] of a task; the inversion and the choice of a coreset have no phase."""
@@ -172,7 +213,7 @@ class _Run:
 
   def _invert(self, task):
     """Trains the generator against the teacher, and shows what it dreams."""
-    past = task * self._tasks.classes_per_task
+    past = self._tasks.past(task)
 
     def advance(step, count):
       place = self._place(task, Address.INVERSION, step)
@@ -200,8 +241,8 @@ class _Run:
     num_images = len(images)
     steps_per_epoch = num_images // settings.batch_size  # an incomplete last batch is dropped
     images, labels = put(self._streams.padded(phase.reads, images, labels))
-    seen = (task + 1) * self._tasks.classes_per_task
-    past = 0 if self._method.cumulative else task * self._tasks.classes_per_task
+    seen = self._tasks.seen(task)
+    past = 0 if self._method.cumulative else self._tasks.past(task)
     if self._record.step == 0:
       self._student = self._programs.restart(self._student)
       self._before = self._programs.freeze(self._student) if phase.looks_back else None

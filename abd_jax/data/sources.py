@@ -70,12 +70,20 @@ def load(name, data_dir='~/data', verify_checksum=True):
 
 
 def _standardised_by_itself(name, train_images, train_labels, test_images, test_labels, class_names):
-  pixels = train_images.reshape(-1, train_images.shape[-1]) / np.float64(255)
-  std = np.maximum(pixels.std(axis=0), 1 / 255)  # a channel of one value would divide by zero
-  return Dataset(
-      name, train_images, train_labels, test_images, test_labels, class_names,
-      tuple(pixels.mean(axis=0).tolist()), tuple(std.tolist()),
-  )
+  mean, std = channel_statistics(train_images)
+  return Dataset(name, train_images, train_labels, test_images, test_labels, class_names, mean, std)
+
+
+def channel_statistics(images):
+  """(mean, std) of each channel of u8[M, H, W, C] images, on [0, 1]; the std at least one level of grey."""
+  levels = np.arange(256) / 255
+  counts = np.zeros((images.shape[-1], 256))
+  for start in range(0, len(images), 1000):  # counting widens pixels to 64 bits
+    part = images[start : start + 1000].reshape(-1, images.shape[-1])
+    counts += [np.bincount(channel, minlength=256) for channel in part.T]
+  means = [np.average(levels, weights=count) for count in counts]
+  variances = [np.average((levels - mean) ** 2, weights=count) for mean, count in zip(means, counts, strict=True)]
+  return tuple(map(float, means)), tuple(max(float(variance) ** 0.5, 1 / 255) for variance in variances)
 
 
 def _digits():

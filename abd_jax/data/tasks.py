@@ -85,6 +85,14 @@ class TaskSequence:
     """The class positions of task number `task`, counted from 0."""
     return list(range(task * self.classes_per_task, (task + 1) * self.classes_per_task))
 
+  def past(self, task):
+    """How many classes the tasks before this one have."""
+    return task * self.classes_per_task
+
+  def seen(self, task):
+    """How many classes the tasks up to this one have."""
+    return (task + 1) * self.classes_per_task
+
   def _training_classes(self, task, cumulative):
     return list(range(self.classes(task)[-1] + 1)) if cumulative else self.classes(task)
 
@@ -116,6 +124,46 @@ class TaskSequence:
     """The most training images that a task can come with, whatever the class order: one shape for all seeds."""
     counts = np.sort(np.bincount(self._dataset.train_labels, minlength=self._dataset.num_classes))
     return int(counts[-(self.num_classes if cumulative else self.classes_per_task) :].sum())
+
+
+class OneTask:
+  """A task after others whose images are gone, as the task loop asks for one.
+
+  Attributes:
+    order: the classes by position; those of this task are the last.
+    num_classes: of the head, classes yet to come included.
+    task_of_class: no tasks are told apart: a method that does would keep more than a classifier.
+    image_shape: (H, W, C).
+  """
+
+  def __init__(self, images, labels, past, seen, num_classes):
+    """`images` are u8[M, H, W, C], `labels` i32[M] with past <= label < seen."""
+    self._images, self._labels = images, labels
+    self._past, self._seen = past, seen
+    self.order = list(range(seen))
+    self.num_classes = num_classes
+    self.task_of_class = (0,) * num_classes
+    self.image_shape = images.shape[1:]
+
+  def past(self, task):
+    """How many classes were learned before."""
+    del task
+    return self._past
+
+  def seen(self, task):
+    """How many there are with this task's."""
+    del task
+    return self._seen
+
+  def train(self, task, *, cumulative=False):
+    """(u8[M, H, W, C], i32[M]) the images and their classes."""
+    del task, cumulative
+    return self._images, self._labels
+
+  def largest_train_size(self, *, cumulative=False):
+    """What the images are padded to, so that tasks of like sizes share their programs: the next power of two."""
+    del cumulative
+    return 1 << (len(self._images) - 1).bit_length()
 
 
 def generator_at(seed, task, phase, epoch=0):
