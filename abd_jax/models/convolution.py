@@ -1,5 +1,7 @@
 """The convolution of every network here: XLA's, but on a single CPU device the kernels of `abd_jax.native`."""
 
+import contextlib
+import contextvars
 import functools
 
 import jax
@@ -9,6 +11,17 @@ import numpy as np
 from abd_jax import native
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+_portable = contextvars.ContextVar('portable', default=False)
+
+
+@contextlib.contextmanager
+def portable():
+  """What is traced within uses XLA's convolutions alone, so that processes without this package can run it."""
+  token = _portable.set(True)
+  try:
+    yield
+  finally:
+    _portable.reset(token)
 
 
 def conv_general_dilated(images_NHWC, kernel_HWIO, window_strides, padding, **ignored):
@@ -27,7 +40,7 @@ def conv_general_dilated(images_NHWC, kernel_HWIO, window_strides, padding, **ig
   del ignored
   stride, padding = window_strides[0], tuple(map(tuple, padding))
   # What is called by name is opaque to XLA, which could not split it over several devices.
-  single = jax.default_backend() == 'cpu' and jax.device_count() == 1
+  single = jax.default_backend() == 'cpu' and jax.device_count() == 1 and not _portable.get()
   if single and images_NHWC.dtype == kernel_HWIO.dtype == jnp.float32 and native.lanes():
     return _convolve(images_NHWC, kernel_HWIO, stride, padding)
   return _xla(images_NHWC, kernel_HWIO, stride, padding)
