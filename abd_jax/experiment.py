@@ -33,36 +33,45 @@ def runs_of(config):
   return runs
 
 
-def launch(defaults: Config, do=None):
-  """Parses the command line and does what it asks for; `defaults` are a script's own, `do(config)` is `run_all`.
+def start(define, do):
+  """Parses the command line with the flags that `define()` defines, and calls `do` with the arguments that are no flags.
 
   Exit status 2 after a sentence for what the user can mend, 75 when told to stop and resumable.
   """
 
   def parse(arguments):
-    config_lib.define_flags(defaults)
+    define()
     try:
       return flags.FLAGS(arguments)
     except flags.Error as error:
       _refuse(error)
 
   def main(arguments):
-    if len(arguments) > 1:
-      _refuse(f'Unexpected argument {arguments[1]}: flags are written --name=value.')
     # Orbax and absl announce each checkpoint; a run has its own progress.
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger('orbax').setLevel(logging.ERROR)
     try:
-      config = config_lib.config_from_flags(defaults)
-      if config.distributed:
-        processes.join(config.distributed)
-      if config.compilation_cache:
-        keep_compilations(Path(config.compilation_cache).expanduser())
-      (do or run_all)(config)
+      do(arguments[1:])
     except UserError as error:
       _refuse(error)
 
   app.run(main, flags_parser=parse)
+
+
+def launch(defaults: Config, do=None):
+  """Starts a script whose flags are a config's; `defaults` are its own, `do(config)` is `run_all`."""
+
+  def with_config(arguments):
+    if arguments:
+      raise UserError(f'Unexpected argument {arguments[0]}: flags are written --name=value.')
+    config = config_lib.config_from_flags(defaults)
+    if config.distributed:
+      processes.join(config.distributed)
+    if config.compilation_cache:
+      keep_compilations(Path(config.compilation_cache).expanduser())
+    (do or run_all)(config)
+
+  start(lambda: config_lib.define_flags(defaults), with_config)
 
 
 def run_all(config):

@@ -1,0 +1,142 @@
+"""A learner at the prompt: classes from folders of photographs, predictions of files."""
+
+import contextlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from abd_jax import config as config_lib
+from abd_jax import model_files
+from abd_jax.classifier import DEFAULTS, setting_names
+from abd_jax.data import folder
+from abd_jax.data.arrays import checked_names
+from abd_jax.errors import UserError
+from abd_jax.learner import Learner
+
+
+def define_flags(flag_values=flags.FLAGS):
+  """The flags of the script, and those of a model's settings."""
+  script = {'module_name': sys.argv[0], 'flag_values': flag_values}  # --help lists the flags of its name
+  flags.DEFINE_string('model', '', 'the directory of the model: created by the first call, extended later', **script)
+  flags.DEFINE_string('train_dir', '', 'new classes: a folder of images for each in it, named after it', **script)
+  flags.DEFINE_string('test_dir', '', 'the same, to say how often the model is right', **script)
+  flags.DEFINE_string('predict', '', 'an image or a folder of images to name; more may follow it', **script)
+  flags.DEFINE_string('export', '', 'a directory for a program that predicts without abd_jax', **script)
+  flags.DEFINE_boolean('skip_unreadable', False, 'go on without files that cannot be read; they are listed', **script)
+  flags.DEFINE_boolean('json', False, 'predictions as a line of JSON an image', **script)
+  config_lib.define_flags(DEFAULTS, flag_values, names=setting_names())
+
+
+def run(arguments, asked=flags.FLAGS):
+  """Does what the flags ask for: learns, evaluates, predicts, exports, in this order.
+
+  Args:
+    arguments: of the command line, those that are no flags.
+    asked: the parsed flags.
+
+  Raises:
+    UserError: what the user can mend, before anything is learned.
+    Preempted: SIGTERM came; the same command goes on.
+  """
+  _check(asked, arguments)
+  settings = config_lib.given_on_command_line(DEFAULTS, asked)
+  known = model_files.exists(asked.model)
+  if not known and not asked.train_dir:
+    raise UserError(f'--model={asked.model} holds no model yet: the first call needs --train_dir.')
+  model = Learner.load(asked.model, **settings) if known else Learner(**settings)
+  # Standard output is for the predictions.
+  with contextlib.redirect_stdout(sys.stderr) if asked.json else contextlib.nullcontext():
+    if asked.train_dir:
+      _learn(model, asked)
+    if asked.test_dir:
+      _evaluate(model, asked)
+  if asked.predict:
+    _predict(model, [asked.predict, *arguments], asked)
+  if asked.export:
+    model.export(asked.export)
+
+
+def _check(asked, arguments):
+  if not asked.model:
+    raise UserError('--model must name the directory of the model.')
+  if not (asked.train_dir or asked.test_dir or asked.predict or asked.export):
+    raise UserError('There is nothing to do: give --train_dir, --test_dir, --predict or --export.')
+  if arguments and not asked.predict:
+    raise UserError(f'Unexpected argument {arguments[0]}: flags are written --name=value.')
+
+
+def _read(files, model, asked):
+  """(images, readable) of the files.
+
+  Raises:
+    UserError: some cannot be read and may not be skipped, or none can.
+  """
+  images, readable, unreadable = folder.read_files(files, model.classifier.config.image_size)
+  for path, reason in unreadable:
+    print(f'{path} cannot be read: {reason}.', file=sys.stderr)
+  if unreadable and not asked.skip_unreadable:
+    raise UserError(f'{len(unreadable)} of {len(files)} files cannot be read: remove them, or pass --skip_unreadable.')
+  if not len(images):
+    raise UserError('No file can be read.')
+  return images, readable
+
+
+def _read_classes(path, names, files, model, asked):
+  """(images, class names of theirs) of {class name: files}.
+
+  Raises:
+    UserError: as `_read`, or no file of a class can be read.
+  """
+  images, readable = _read([file for name in names for file in files[name]], model, asked)
+  labels = np.array([name for name in names for _ in files[name]])[readable]
+  gone = [name for name in names if name not in labels]
+  if gone:
+    raise UserError(f'{Path(path) / gone[0]} has no file that can be read: a class needs at least one image.')
+  return images, labels
+
+
+def _learn(model, asked):
+  files = folder.class_files(asked.train_dir)
+  names = checked_names(files, model.class_names)
+  model_files.check_writable(asked.model)
+  images, labels = _read_classes(asked.train_dir, names, files, model, asked)
+  print(f'{asked.train_dir}: {len(images)} images of {len(names)} new classes, {", ".join(names)}.', flush=True)
+  # Beside the model, which holds no images: the lesson's folder has pictures of what the generator makes.
+  lesson = Path(asked.model).resolve()
+  lesson = lesson.with_name(f'{lesson.name}.lesson')
+  model.learn(images, labels, names, workdir=lesson)
+  model.save(asked.model)
+  shutil.rmtree(lesson)
+  print(f'{asked.model} knows {len(model.class_names)} classes now, and needs {asked.train_dir} no more.', flush=True)
+
+
+def _evaluate(model, asked):
+  files = folder.class_files(asked.test_dir)
+  unknown = [name for name in files if name not in model.class_names]
+  if unknown:
+    raise UserError(f'{Path(asked.test_dir) / unknown[0]} is of a class that {asked.model} does not know.')
+  found = model.evaluate(*_read_classes(asked.test_dir, list(files), files, model, asked))
+  for name, accuracy in found.accuracy_by_class.items():
+    print(f'{name}: {accuracy:.1f} %')
+  print(f'{found.accuracy:.2f} % of {found.num_images} images are named rightly.', flush=True)
+
+
+def _predict(model, paths, asked):
+  files = [file for path in paths for file in folder.files_below(path)]
+  images, readable = _read(files, model, asked)
+  files = [str(file) for file, kept in zip(files, readable, strict=True) if kept]
+  found = model.predict(images)
+  if asked.json:
+    for file, name, row in zip(files, found.names, found.probabilities.tolist(), strict=True):
+      said = {'file': file, 'class': name, 'probabilities': dict(zip(model.class_names, row, strict=True))}
+      print(json.dumps(said))
+    return
+  rows = [('file', 'class', 'probability')]
+  rows += [(f, n, f'{p:.3f}') for f, n, p in zip(files, found.names, found.probabilities.max(axis=1), strict=True)]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    print('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
