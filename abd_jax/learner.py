@@ -63,8 +63,8 @@ class Evaluation:
 def fit_batch(config, num_images):
   """The config with a batch that a task of so many images can fill, and a learning rate to go with it.
 
-  At the full rate a few images undo what is known: one each of the digits 5 and 6 leaves 0 to 4 at 52 %, the rate times
-  the square root of the batch's share at 96 %; the new ones come to 48 and 43 %.
+  The gradient of a few images is noisy: at the full rate they would undo what is known. The rate goes down with the
+  square root of the batch, as the noise goes up.
 
   Raises:
     UserError: there are fewer images than devices.
