@@ -127,3 +127,46 @@ def test_the_vae_has_the_papers_layers():
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == convolutions + linear
   out, mean, _ = jax.eval_shape(model.apply, {'params': shapes}, jnp.zeros((2, 32, 32, 3)), jnp.zeros((2, 1024)))
   assert out.shape == (2, 32, 32, 3) and mean.shape == (2, 1024)
+
+
+def test_resnet18_is_the_real_one():
+  model = make_student('resnet18', 1000)
+  assert parameters(model, jnp.zeros((1, 224, 224, 3))) == 11689512
+  images = jnp.zeros((2, 224, 224, 3))
+  shapes = {}
+
+  def record(call, args, kwargs, context):
+    result = call(*args, **kwargs)
+    if context.method_name == '__call__':
+      shapes['/'.join(context.module.path)] = result.shape
+    return result
+
+  with nn.intercept_methods(record):
+    features = jax.eval_shape(
+        lambda key: model.init_with_output(key, images, train=False, method='features')[0], jax.random.key(0)
+    )
+  # Halved by the stem, by the pool before layer1, and by the first block of every later stage.
+  places = ('conv1', 'layer1_1', 'layer2_1', 'layer3_1', 'layer4_1')
+  assert [shapes[place][1:] for place in places] == [
+      (112, 112, 64), (56, 56, 64), (28, 28, 128), (14, 14, 256), (7, 7, 512)
+  ]
+  assert {place for place in shapes if 'shortcut' in place} == {
+      f'layer{stage}_0/{part}_shortcut' for stage in (2, 3, 4) for part in ('conv', 'bn')
+  }
+  assert features.shape == (2, 512)
+
+
+def test_resnet18_initial_weights_and_head():
+  model = make_student('resnet18', 50)
+  images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+  variables = initial(model, images)
+  params = variables['params']
+  # Fan-out He normal: variance 2 / (side * side * features); the head within 1 / sqrt(512), evenly.
+  np.testing.assert_allclose(np.std(params['conv1']['kernel']), (2 / (49 * 64)) ** 0.5, rtol=0.03)
+  np.testing.assert_allclose(np.std(params['layer4_0']['conv_shortcut']['kernel']), (2 / 512) ** 0.5, rtol=0.01)
+  for leaf in ('kernel', 'bias'):
+    values = np.abs(np.asarray(params['head'][leaf]))
+    assert 0.9 * 512**-0.5 < values.max() <= 512**-0.5 * 1.0001
+  logits = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
+  head = jax.jit(lambda v: model.apply(v, model.apply(v, images, train=False, method='features'), method='classify'))
+  chex.assert_trees_all_close(logits, head(variables), rtol=1e-5)

@@ -6,11 +6,13 @@ import jax.numpy as jnp
 
 from abd_jax.models.generator import Generator
 from abd_jax.models.resnet import ResNet
+from abd_jax.models.resnet18 import ResNet18
 
 STUDENTS = {
     'resnet8': functools.partial(ResNet, blocks_per_stage=1),
     'resnet20': functools.partial(ResNet, blocks_per_stage=3),
     'resnet32': functools.partial(ResNet, blocks_per_stage=5),
+    'resnet18': ResNet18,
 }
 
 GENERATORS = {

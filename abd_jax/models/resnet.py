@@ -26,7 +26,7 @@ _Conv = functools.partial(
     kernel_init=nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
 )
 # The two-pass variance: the running statistics are the target of the inversion, and E[x^2] - E[x]^2 loses digits.
-_BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
 
 def uniform_within(bound):
@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
   @nn.compact
   def __call__(self, images_NHWC, train):
     conv = functools.partial(_Conv, self.width, dtype=self.dtype)
-    norm = functools.partial(_BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis)
+    norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis)
     residual = conv(strides=self.stride, name='conv1')(images_NHWC)
     residual = nn.relu(norm(name='bn1')(residual))
     residual = norm(name='bn2')(conv(name='conv2')(residual))
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
   def features(self, images_NHWC, train):
     """f32[N, D]: the penultimate features of f32[N, H, W, C] normalised images, D = 64."""
     x = _Conv(STAGE_WIDTHS[0], dtype=self.dtype, name='conv1')(images_NHWC)
-    norm = functools.partial(_BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis)
+    norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis)
     x = nn.relu(norm(name='bn1')(x))
     for stage, width in enumerate(STAGE_WIDTHS, start=1):
       for block in range(self.blocks_per_stage):
