@@ -43,6 +43,7 @@ class Optimisation:
 class Augmentation:
   """What happens to real training images, in this order."""
 
+  resized_crop: bool = _field(False, 'a random part of 8 to 100 % of the area, its sides within 3:4, resized to the whole')
   color_jitter: bool = _field(True, 'brightness by U(1 +- 63/255) and contrast by U(0.2, 1.8), in random order')
   flip: bool = _field(True, 'mirror an image with probability one half')
   crop_padding: int = _field(4, 'black border in pixels from which the image is cropped again; 0: no crop', at_least=0)
@@ -95,7 +96,7 @@ class Config:
   """One run: a method on a benchmark with a seed."""
 
   method: str = _field('abd', 'one or several, with commas', choices=METHODS)  # the table itself: it can grow
-  dataset: str = _field('digits', 'digits, cifar100, or npz:PATH')
+  dataset: str = _field('digits', 'digits, cifar100, tiny_imagenet, imagenet, or npz:PATH')
   data_dir: str = _field('~/data', 'where data sets are looked for, and downloaded to', identity=False)
   verify_checksum: bool = _field(True, 'refuse an archive whose SHA-256 is not the distributed one', identity=False)
   workdir: str = _field('runs', 'everything the run writes', identity=False)

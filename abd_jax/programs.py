@@ -29,7 +29,7 @@ from abd_jax.parallel import (
 
 # Steps of the inversion between two lines of figures: what an epoch is to the student.
 INVERSION_EPOCH = 100
-EVAL_BATCH = 250
+EVAL_BATCH, EVAL_BATCH_LARGE, _EVAL_PIXELS = 250, 50, 96 * 96
 PREVIEW_IMAGES = 40
 
 
@@ -154,6 +154,10 @@ def programs_for(config, tasks, dataset):
   seen = dataclasses.replace(networks, generator=None, axis=None)  # by an evaluation
   phases = dict.fromkeys(method.first + method.later)
   longest_epoch = Streams(tasks, method, config.memory, config.seed).longest() // optimisation.batch_size
+  augmentation = config.augmentation
+  if dataset.streamed:
+    # Cropped as they are decoded; and a call's images are in memory whole, where a step's take no shorter to hand over.
+    augmentation, longest_epoch = dataclasses.replace(augmentation, resized_crop=False), 1
   learn_steps, invert_steps = (
       config.steps_per_call or default_steps_per_call(epoch) for epoch in (longest_epoch, INVERSION_EPOCH)
   )
@@ -170,7 +174,7 @@ def programs_for(config, tasks, dataset):
       init_student=_init_student(networks, optimisation),
       restart=_restart(optimisation),
       freeze=_freeze(),
-      learn={p: _learn(p, networks, optimisation, config.augmentation, config.hparams) for p in phases},
+      learn={p: _learn(p, networks, optimisation, augmentation, config.hparams) for p in phases},
       evaluate=_evaluate(seen, method.readout, config.hparams),
       features=features(seen) if method.coreset and method.coreset.rank else None,
       learn_steps=learn_steps,
@@ -187,11 +191,13 @@ def clear():
     build.cache_clear()
 
 
-def in_batches(program, variables, images, size=EVAL_BATCH):
-  """f32[M, ...]: what `evaluate` or `features` says of images u8[M, H, W, C], in batches of one size, the last padded."""
+def in_batches(program, variables, images, size=None):
+  """f32[M, ...]: what `evaluate` or `features` says of u8[M, H, W, C] images, in batches of one size, the last padded."""
+  # Activations take memory by the pixel.
+  size = size or (EVAL_BATCH if images.shape[1] * images.shape[2] <= _EVAL_PIXELS else EVAL_BATCH_LARGE)
   found = []
   for start in range(0, len(images), size):
-    part = images[start : start + size]
+    part = np.asarray(images[start : start + size])
     padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0)))
     found.append(np.asarray(program(variables, padded))[: len(part)])
   return np.concatenate(found)

@@ -14,8 +14,8 @@ from abd_jax import processes, report, states
 from abd_jax import results as results_lib
 from abd_jax.checkpoint import Checkpoints, MetricsLog, Preempted, StopSignal, claim_workdir
 from abd_jax.data import TaskSequence, coreset, load
+from abd_jax.data.feed import feed
 from abd_jax.data.streams import Streams
-from abd_jax.data.tasks import epoch_order
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Reads
@@ -238,33 +238,29 @@ class _Run:
     """One of the method's phases on the images that it reads."""
     settings = self._config.optimisation
     images, labels = self._streams.load(task, phase.reads, self._coreset)
-    num_images = len(images)
-    steps_per_epoch = num_images // settings.batch_size  # an incomplete last batch is dropped
-    images, labels = put(self._streams.padded(phase.reads, images, labels))
+    batches = feed(
+        images, labels, self._streams.capacity(phase.reads), settings.epochs, crop=self._config.augmentation.resized_crop,
+        batch_size=settings.batch_size, steps_per_call=self._programs.learn_steps,
+        address=(self._config.seed, task, int(address)),
+    )
     seen = self._tasks.seen(task)
     past = 0 if self._method.cumulative else self._tasks.past(task)
     if self._record.step == 0:
       self._student = self._programs.restart(self._student)
       self._before = self._programs.freeze(self._student) if phase.looks_back else None
     teacher = self._teacher if phase.needs_teacher else None
-    order, order_epoch = None, None
 
     def advance(step, count):
-      nonlocal order, order_epoch
-      epoch, first = divmod(step, steps_per_epoch)
-      if epoch != order_epoch:
-        order, order_epoch = epoch_order(num_images, self._config.seed, task, int(address), epoch), epoch
-      rows = np.zeros((self._programs.learn_steps, settings.batch_size), np.int32)
-      rows[:count] = order[first * settings.batch_size : (first + count) * settings.batch_size].reshape(count, -1)
+      epoch = step // batches.steps_per_epoch
       rate = phase.learning_rate_scale * settings.learning_rate * 0.1 ** sum(epoch >= mark for mark in settings.decay_at)
       self._student, metrics = self._programs.learn[phase](
-          self._student, teacher, self._generator if phase.dreams else None, images, labels, rows, past, seen, rate,
+          self._student, teacher, self._generator if phase.dreams else None, *batches.at(step, count), past, seen, rate,
           self._place(task, address, step), count, self._before,
       )
       return metrics
 
-    total = settings.epochs * steps_per_epoch
-    self._loop(task, phase.name, total, steps_per_epoch, self._programs.learn_steps, advance)
+    total = settings.epochs * batches.steps_per_epoch
+    self._loop(task, phase.name, total, batches.steps_per_epoch, self._programs.learn_steps, advance)
     self._before = None
 
   def _choose(self, task):

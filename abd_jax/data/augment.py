@@ -1,7 +1,11 @@
 """Augmentation of image batches inside the compiled step, on [0, 255] before normalisation."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+
+from abd_jax.data.photographs import AREA, ATTEMPTS, RATIO
 
 _BRIGHTNESS = 63 / 255
 _CONTRAST = (0.2, 1.8)
@@ -53,12 +57,41 @@ def crop(images_NHWC, key, padding):
   return jax.vmap(one)(padded, corners_N2)
 
 
+def resized_crop(images_NHWC, key):
+  """A random crop of each image resized to all of it, as `photographs.crop_box` does for one in a file.
+
+  Sides are not rounded to pixels: a crop of 0.08 of a small image is not a few shapes only.
+  """
+  count, height, width, _ = images_NHWC.shape
+  area_key, ratio_key, place_key = jax.random.split(key, 3)
+  shape = (count, ATTEMPTS)
+  area_NT = height * width * jax.random.uniform(area_key, shape, minval=AREA[0], maxval=AREA[1])
+  low, high = (math.log(ratio) for ratio in RATIO)
+  ratio_NT = jnp.exp(jax.random.uniform(ratio_key, shape, minval=low, maxval=high))
+  sides_NT2 = jnp.stack([jnp.sqrt(area_NT / ratio_NT), jnp.sqrt(area_NT * ratio_NT)], axis=-1)
+  whole_2 = jnp.array([height, width], jnp.float32)
+  fits_NT = jnp.all(sides_NT2 <= whole_2, axis=-1)
+  first_N = jnp.argmax(fits_NT, axis=-1)
+  sides_N2 = jnp.take_along_axis(sides_NT2, first_N[:, None, None], axis=1)[:, 0]
+  nearest_2 = jnp.array([min(height, width / RATIO[0]), min(width, height * RATIO[1])])  # where none fits
+  sides_N2 = jnp.where(jnp.any(fits_NT, axis=-1)[:, None], sides_N2, nearest_2)
+  corners_N2 = jax.random.uniform(place_key, (count, 2)) * (whole_2 - sides_N2)
+
+  def one(image, corner_2, sides_2):
+    scale_2 = whole_2 / sides_2
+    return jax.image.scale_and_translate(image, image.shape, (0, 1), scale_2, -corner_2 * scale_2, 'linear')
+
+  return jax.vmap(one)(images_NHWC, corners_N2, sides_N2)
+
+
 def make_augment(config):
   """(u8[N, H, W, C], key) -> f32[N, H, W, C] in [0, 255], for a `config.Augmentation`."""
 
   def augment(images, key):
     jitter_key, flip_key, crop_key = jax.random.split(key, 3)
     images = images.astype(jnp.float32)
+    if config.resized_crop:
+      images = resized_crop(images, jax.random.fold_in(crop_key, 1))  # splitting in four would change all other draws
     if config.color_jitter:
       images = color_jitter(images, jitter_key)
     if config.flip:

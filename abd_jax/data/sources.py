@@ -7,22 +7,29 @@ from pathlib import Path
 
 import numpy as np
 
+from abd_jax.data import imagenet
+from abd_jax.data.photographs import Photographs
 from abd_jax.errors import UserError
 
 CIFAR100_MEAN = (0.50707516, 0.48654887, 0.44091784)
 CIFAR100_STD = (0.26733429, 0.25643846, 0.27615047)
+TINY_IMAGENET_MEAN = (0.4389, 0.4114, 0.3682)
+TINY_IMAGENET_STD = (0.2402, 0.2350, 0.2268)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A classification set in memory.
+  """A classification set, in memory or decoded as it is read.
 
   Attributes:
     name: as it stands in results.
-    train_images, test_images: u8[M, H, W, C].
+    train_images, test_images: u8[M, H, W, C], or `photographs.Photographs`, which stay on disk.
     train_labels, test_labels: i64[M], from 0.
     class_names: one a class.
     mean, std: per channel on [0, 1], what images are standardised by.
+    class_order: the order in which the benchmark meets the classes, whatever the seed; None: each seed has its own.
   """
 
   name: str
@@ -33,6 +40,12 @@ class Dataset:
   class_names: tuple[str, ...]
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  class_order: tuple[int, ...] | None = None
+
+  @property
+  def streamed(self):
+    """Whether images are decoded as they are read."""
+    return isinstance(self.train_images, Photographs)
 
   @property
   def num_classes(self):
@@ -47,8 +60,8 @@ def load(name, data_dir='~/data', verify_checksum=True):
   """The data set called `name`.
 
   Args:
-    name: 'digits' (ships with scikit-learn), 'cifar100' (from `data_dir`, downloaded to it if need be), or 'npz:PATH'
-      (keys train_images, train_labels, test_images, test_labels, class_names).
+    name: 'digits' (ships with scikit-learn), 'cifar100' (from `data_dir`, downloaded to it if need be), 'tiny_imagenet',
+      'imagenet' (from their official trees in `data_dir`), or 'npz:PATH' (keys train_images, train_labels, test_images, test_labels, class_names).
     data_dir: where archives and prepared sets lie.
     verify_checksum: refuse a downloaded or found archive that is not the distributed one.
 
@@ -63,10 +76,17 @@ def load(name, data_dir='~/data', verify_checksum=True):
     return _digits()
   if name == 'cifar100':
     return _cifar100(data_dir, verify_checksum)
+  if name == 'tiny_imagenet':
+    arrays = imagenet.read_tiny_imagenet(data_dir)
+    return Dataset(name, **arrays, mean=TINY_IMAGENET_MEAN, std=TINY_IMAGENET_STD)
+  if name == 'imagenet':
+    arrays = imagenet.read_imagenet(data_dir)
+    order = imagenet.imagenet_order(len(arrays['class_names']))
+    return Dataset(name, **arrays, mean=IMAGENET_MEAN, std=IMAGENET_STD, class_order=order)
   if name.startswith('npz:'):
     path = Path(name.removeprefix('npz:')).expanduser()
     return _standardised_by_itself(name, **_read_npz(path))
-  raise UserError(f'--dataset={name} is not one of digits, cifar100, npz:PATH.')
+  raise UserError(f'--dataset={name} is not one of digits, cifar100, tiny_imagenet, imagenet, npz:PATH.')
 
 
 def _standardised_by_itself(name, train_images, train_labels, test_images, test_labels, class_names):

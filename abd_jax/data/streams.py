@@ -3,6 +3,7 @@
 import numpy as np
 
 from abd_jax.data import coreset as coresets
+from abd_jax.data.photographs import join
 from abd_jax.data.tasks import generator_at
 from abd_jax.errors import UserError
 from abd_jax.methods.interface import Reads
@@ -74,20 +75,16 @@ class Streams:
     return found
 
   def load(self, task, reads, coreset):
-    """(u8[M, H, W, C], i32[M]) what a phase reads, in an order that the task alone decides."""
-    if reads is Reads.CORESET:
-      return coreset.kept
+    """(u8[M, H, W, C] or `Photographs`, i32[M]) what a phase reads, in an order that the task alone decides."""
     images, labels = self._tasks.train(task, cumulative=self._method.cumulative)
+    if reads is Reads.CORESET:
+      old_images, old_labels = coreset.kept
+      return join(old_images, images[:0]), old_labels
     if reads is Reads.NEW:
       return images, labels
     old_images, old_labels = coreset.kept
     rows = self._rows(task, reads, old_labels, labels)
-    return np.concatenate([old_images, images])[rows], np.concatenate([old_labels, labels])[rows]
-
-  def padded(self, reads, images, labels):
-    """The same with zeros behind, up to the phase's capacity."""
-    missing = self.capacity(reads) - len(images)
-    return np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))), np.pad(labels, (0, missing))
+    return join(old_images, images)[rows], np.concatenate([old_labels, labels])[rows]
 
   def _rows(self, task, reads, kept, new):
     """Rows, among the coreset's labels and then the new ones, of what a phase reads."""
@@ -133,5 +130,5 @@ class Streams:
       return rows[self._rule.rank(features(images[rows - len(old_labels)]), count)]
 
     rows = self._choice(task, old_labels, labels, order)
-    both = np.concatenate([old_images, images])[rows], np.concatenate([old_labels, labels])[rows]
+    both = join(old_images, images)[rows], np.concatenate([old_labels, labels])[rows]
     return coresets.filled(self.memory, *both)

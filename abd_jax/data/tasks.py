@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 
+from abd_jax.data.photographs import Photographs
 from abd_jax.errors import UserError
 
 
@@ -59,7 +60,7 @@ class TaskSequence:
       raise UserError(f'--image_size={image_size} is larger than the {height}x{width} images of {dataset.name}.')
     self._dataset = dataset
     self._image_size = image_size
-    self.order = class_order(dataset.num_classes, seed)[:total]
+    self.order = list(dataset.class_order or class_order(dataset.num_classes, seed))[:total]
     self.num_tasks = num_tasks
     self.num_classes = total
     self.classes_per_task = total // num_tasks
@@ -78,7 +79,8 @@ class TaskSequence:
     rows, positions = self._rows_of(split, classes)
     images = getattr(self._dataset, f'{split}_images')[rows]
     if self._image_size:
-      images = area_average(images, self._image_size)
+      resize = Photographs.resized if isinstance(images, Photographs) else area_average
+      images = resize(images, self._image_size)
     return images, positions
 
   def classes(self, task):
