@@ -82,3 +82,33 @@ def inversion_loss(terms, hparams):
 def sample(model, generator, latents_NZ):
   """f32[N, H, W, C]: images of the trained generator, in eval mode; no gradient reaches it."""
   return jax.lax.stop_gradient(model.apply(generator.variables, latents_NZ, train=False))
+
+
+def moved(images_NHWC, draws_N3, hparams):
+  """Images shifted by up to --image_jitter pixels, what leaves on one side entering on the other, and mirrored or not.
+
+  Args:
+    images_NHWC: f32[N, H, W, C].
+    draws_N3: f32[N, 3] in [0, 1): rows, columns, and mirrored below one half.
+    hparams: a config.Inversion.
+  """
+  if hparams.image_jitter:
+    furthest = hparams.image_jitter
+    shifts_N2 = jnp.floor(draws_N3[:, :2] * (2 * furthest + 1)).astype(jnp.int32) - furthest
+    images_NHWC = jax.vmap(lambda image, shift: jnp.roll(image, (shift[0], shift[1]), axis=(0, 1)))(images_NHWC, shifts_N2)
+  if hparams.image_flip:
+    images_NHWC = jnp.where(draws_N3[:, 2, None, None, None] < 0.5, images_NHWC[:, :, ::-1], images_NHWC)
+  return images_NHWC
+
+
+def sample_images(image_set, draws_N4, hparams):
+  """f32[N, H, W, C]: images of the set, any of them as likely, each `moved`.
+
+  Args:
+    image_set: a `states.ImageSetState`.
+    draws_N4: f32[N, 4] in [0, 1): which image, then as for `moved`.
+    hparams: a config.Inversion.
+  """
+  count = len(image_set.images)
+  rows_N = jnp.minimum((draws_N4[:, 0] * count).astype(jnp.int32), count - 1)  # the product may round up to `count`
+  return moved(image_set.images[rows_N], draws_N4[:, 1:], hparams)

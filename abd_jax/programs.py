@@ -38,7 +38,8 @@ class Networks:
   """What the networks of a run look like.
 
   Attributes:
-    student, generator: names in `models`; the generator is None for a method that does not dream.
+    student, generator: names in `models`; the generator is None for a method that does not dream, or of images that are
+      optimised themselves.
     image_shape: (H, W, C).
     num_classes: of the head.
     mean, std: per channel, what images are standardised by.
@@ -89,7 +90,7 @@ class Programs:
     networks: what is compiled.
     init_student: (place) -> StudentState; a place is i32[4], the (seed, task, address, step) that its key is found at:
       deriving the key outside would be more dispatches.
-    init_generator: (place) -> GeneratorState.
+    init_generator: (place) -> GeneratorState; an ImageSetState with --inversion=images, here and below.
     restart: (student) -> student, its momentum as before the first step.
     freeze: (student) -> TeacherState, a copy.
     learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, place, count, before)
@@ -98,6 +99,7 @@ class Programs:
       first `count` mean something.
     invert: (generator, teacher, past, place, count) -> (generator, metrics), likewise.
     learn_steps, invert_steps: L, the most steps of one call.
+    inversion_steps: of a task.
     preview: (generator, teacher, past, place) -> (u8[N, H, W, C] synthetic images, i32[N] the teacher's choices, f32[N]
       its confidences).
     evaluate: (variables, images u8[EVAL_BATCH, H, W, C]) -> logits.
@@ -116,6 +118,7 @@ class Programs:
   features: CompiledStep | None
   learn_steps: int
   invert_steps: int
+  inversion_steps: int
 
   def traces(self):
     """How often each step was traced: {name: count}."""
@@ -132,7 +135,7 @@ def networks_for(config, tasks, dataset):
   mean, std = (dataset.mean, dataset.std) if method.standardised else ((0.0,), (1.0,))
   return Networks(
       student=config.student,
-      generator=config.inversion.generator if method.dreams else None,
+      generator=config.inversion.generator if method.dreams and config.inversion.inversion == 'generator' else None,
       image_shape=tasks.image_shape,
       num_classes=tasks.num_classes,
       mean=tuple(mean),
@@ -144,6 +147,19 @@ def networks_for(config, tasks, dataset):
   )
 
 
+def inversion_batch(config):
+  """Synthetic images a step of the inversion."""
+  return config.inversion.inversion_batch_size or config.optimisation.batch_size
+
+
+def inversion_steps(config):
+  """Steps of the inversion before a task."""
+  hparams = config.inversion
+  if hparams.inversion == 'generator':
+    return hparams.inversion_steps
+  return hparams.synthetic_images // inversion_batch(config) * hparams.image_steps
+
+
 def programs_for(config, tasks, dataset):
   """The `Programs` of a run of `config` on a `TaskSequence` of a `Dataset`."""
   method = METHODS[config.method]
@@ -152,6 +168,7 @@ def programs_for(config, tasks, dataset):
   if method.weight_decay is not None:
     optimisation = dataclasses.replace(optimisation, weight_decay=method.weight_decay)
   seen = dataclasses.replace(networks, generator=None, axis=None)  # by an evaluation
+  image_set = config.inversion if method.dreams and config.inversion.inversion == 'images' else None
   phases = dict.fromkeys(method.first + method.later)
   longest_epoch = Streams(tasks, method, config.memory, config.seed).longest() // optimisation.batch_size
   augmentation = config.augmentation
@@ -163,22 +180,23 @@ def programs_for(config, tasks, dataset):
   )
   invert = {'init_generator': None, 'invert': None, 'preview': None}
   if method.dreams:
-    dreams = config.inversion.inversion_batch_size or config.optimisation.batch_size
+    settings = networks, config.inversion, inversion_batch(config)
     invert = {
-        'init_generator': _init_generator(networks, config.inversion),
-        'invert': _invert(networks, config.inversion, dreams, invert_steps),
-        'preview': _preview(networks),
+        'init_generator': _init_image_set(*settings) if image_set else _init_generator(networks, config.inversion),
+        'invert': (_invert_images if image_set else _invert)(*settings, invert_steps),
+        'preview': _preview(networks, image_set),
     }
   return Programs(
       networks=networks,
       init_student=_init_student(networks, optimisation),
       restart=_restart(optimisation),
       freeze=_freeze(),
-      learn={p: _learn(p, networks, optimisation, augmentation, config.hparams) for p in phases},
+      learn={p: _learn(p, networks, optimisation, augmentation, config.hparams, image_set) for p in phases},
       evaluate=_evaluate(seen, method.readout, config.hparams),
       features=features(seen) if method.coreset and method.coreset.rank else None,
       learn_steps=learn_steps,
       invert_steps=invert_steps,
+      inversion_steps=inversion_steps(config),
       **invert,
   )
 
@@ -186,7 +204,8 @@ def programs_for(config, tasks, dataset):
 def clear():
   """Forgets every program, so that the next run traces its own."""
   for build in (
-      _init_student, _init_generator, _restart, _freeze, _learn, _invert, _preview, _evaluate, features,
+      _init_student, _init_generator, _init_image_set, _restart, _freeze, _learn, _invert, _invert_images, _preview, _evaluate,
+      features,
   ):
     build.cache_clear()
 
@@ -222,6 +241,14 @@ def _init_generator(networks, hparams):
 
 
 @_cached
+def _init_image_set(networks, hparams, batch_size):
+  init = functools.partial(
+      states.init_image_set, states.image_optimizer(hparams), hparams.synthetic_images, batch_size, networks.image_shape
+  )
+  return compile_once(lambda place: init(steps.key_at(place)))
+
+
+@_cached
 def _restart(optimisation):
   optimizer = states.student_optimizer(optimisation)
   return compile_once(lambda student: student.replace(opt_state=optimizer.init(student.params)))
@@ -233,7 +260,7 @@ def _freeze():
 
 
 @_cached
-def _learn(phase, networks, optimisation, augmentation, hparams):
+def _learn(phase, networks, optimisation, augmentation, hparams, image_set=None):
   # 1.9: two passes over the same batch leave .81 r + .19 batch.
   rate = 1.9 if optimisation.bn_double_update and phase.second_pass else 1.0
   optimizer = states.student_optimizer(optimisation)
@@ -248,10 +275,8 @@ def _learn(phase, networks, optimisation, augmentation, hparams):
       train_mode=not phase.frozen_statistics or hparams.phase2_batch_stats == 'updated',
       tasks=networks.task_of_class,
   )
-  latent_size = vae.LATENT_SIZE if phase.replays else states.LATENT_SIZE
-  step = steps.make_student_step(
-      update, make_augment(augmentation), networks.normalise, _synthesis(phase, networks), networks.axis, latent_size
-  )
+  draw, dream = _synthesis(networks, phase.dreams, phase.replays, image_set)
+  step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream, networks.axis, draw)
 
   def learn(student, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, place, count, before):
 
@@ -265,14 +290,30 @@ def _learn(phase, networks, optimisation, augmentation, hparams):
   return compile_step(learn, donate=(0,), axis=networks.axis)
 
 
-def _synthesis(phase, networks):
-  """(generator, teacher, latents) -> the synthetic images of a phase, or None where it has none."""
-  if phase.dreams:
-    return lambda generator, teacher, latents: inversion.sample(networks.dreamer, generator, latents)
-  if phase.replays:
+def _synthesis(networks, dreams=True, replays=False, image_set=None):
+  """How a step comes by synthetic images.
+
+  Args:
+    networks: a `Networks`.
+    dreams, replays: as in `methods.interface.Phase`.
+    image_set: the config.Inversion of --inversion=images, else None.
+
+  Returns:
+    draw: (key, N) -> drawn [N, ...]; dream: (generator, teacher, drawn) -> f32[N, H, W, C], None without such images.
+  """
+  if replays:
     model = vae.VAE(networks.image_shape)
-    return lambda generator, teacher, latents: model.apply({'params': teacher.params[OWN]['vae']}, latents, method='sample')
-  return None
+    return (
+        lambda key, count: jax.random.normal(key, (count, vae.LATENT_SIZE)),
+        lambda generator, teacher, latents: model.apply({'params': teacher.params[OWN]['vae']}, latents, method='sample'),
+    )
+  if dreams and image_set:
+    return (
+        lambda key, count: jax.random.uniform(key, (count, 4)),
+        lambda generator, teacher, draws: inversion.sample_images(generator, draws, image_set),
+    )
+  sample = lambda generator, teacher, latents: inversion.sample(networks.dreamer, generator, latents)  # noqa: E731
+  return steps.normal_latents, sample if dreams else None
 
 
 @_cached
@@ -293,10 +334,26 @@ def _invert(networks, hparams, batch_size, steps_per_call):
 
 
 @_cached
-def _preview(networks):
+def _invert_images(networks, hparams, batch_size, steps_per_call):
+  step = steps.make_image_step(
+      networks.classifier, states.image_optimizer(hparams), batch_size, hparams=hparams, axis=networks.axis
+  )
+
+  def invert(image_set, teacher, past, place, count):
+    def one(image_set, i):
+      return step(image_set, teacher, past, steps.key_at(place, i), place[3] + i)
+
+    return repeat(one, image_set, steps_per_call, count)
+
+  return compile_step(invert, donate=(0,), axis=networks.axis)
+
+
+@_cached
+def _preview(networks, image_set=None):
+  draw, dream = _synthesis(networks, image_set=image_set)
+
   def preview(generator, teacher, past, place):
-    latents = jax.random.normal(steps.key_at(place), (PREVIEW_IMAGES, states.LATENT_SIZE))
-    images = inversion.sample(networks.dreamer, generator, latents)
+    images = dream(generator, teacher, draw(steps.key_at(place), PREVIEW_IMAGES))
     logits = mask_logits(networks.classifier.apply(teacher.variables, images, train=False), 0, past)
     pixels = 255 * (images * jnp.asarray(networks.std) + jnp.asarray(networks.mean))
     pixels = jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)

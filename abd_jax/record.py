@@ -24,6 +24,7 @@ class Record:
   seconds: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train', 'eval', 'compile', 'total'), 0.0))
   steps: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train'), 0))
   peak_memory_bytes: int = 0
+  synthetic_confidence: list = dataclasses.field(default_factory=list)
 
   @property
   def place(self):

@@ -21,7 +21,10 @@ _PLACES = ('workdir', 'data_dir', 'seeds', 'compilation_cache', 'upper_bound')
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """results.json. Accuracies are percentages on test images; see `metrics` for the definitions."""
+  """results.json. Accuracies are percentages on test images; see `metrics` for the definitions.
+
+  `synthetic_confidence` is the teacher's mean confidence in a sample of synthetic images, for each task that had them.
+  """
 
   method: str
   dataset: str
@@ -45,6 +48,7 @@ class Results:
   device: str
   versions: dict
   config: dict
+  synthetic_confidence: list = dataclasses.field(default_factory=list)
 
   @property
   def local_accuracy(self):
@@ -139,4 +143,5 @@ def make_results(config, dataset, tasks, record, memory_held) -> Results:
       device=jax.devices()[0].device_kind,
       versions={**versions, **{name: importlib.metadata.version(name) for name in packages}},
       config=_flags_of(config),
+      synthetic_confidence=record.synthetic_confidence,
   )

@@ -1,4 +1,4 @@
-"""What a run carries from step to step: student, frozen teacher and generator, as pytrees."""
+"""What a run carries from step to step: student, frozen teacher, generator or image set, as pytrees."""
 
 from typing import Any
 
@@ -53,6 +53,19 @@ class GeneratorState:
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
+@flax.struct.dataclass
+class ImageSetState:
+  """Synthetic images in the generator's place, optimised against the teacher themselves, a batch after another.
+
+  Attributes:
+    images: f32[M, H, W, C] in the classifier's pixel space; noise until their batch's turn comes.
+    opt_state: the optimizer's, for the batch in the making.
+  """
+
+  images: Any
+  opt_state: Any
+
+
 def student_optimizer(hparams):
   """SGD without its learning rate: PyTorch's order, decay added to the gradient, then momentum."""
   return optax.chain(optax.add_decayed_weights(hparams.weight_decay), optax.trace(hparams.momentum))
@@ -61,6 +74,17 @@ def student_optimizer(hparams):
 def generator_optimizer(hparams):
   """Adam at the constant rate of the inversion."""
   return optax.adam(hparams.generator_learning_rate)
+
+
+def image_optimizer(hparams):
+  """Adam at the constant rate of the direct inversion."""
+  return optax.adam(hparams.image_learning_rate)
+
+
+def init_image_set(optimizer, count, batch_size, image_shape, key):
+  """A set of `count` images of shape (H, W, C), standard normal as the classifier's pixels are."""
+  images_MHWC = jax.random.normal(key, (count, *image_shape))
+  return ImageSetState(images_MHWC, optimizer.init(images_MHWC[:batch_size]))
 
 
 def init_student(model, optimizer, image_shape, key, own=None):

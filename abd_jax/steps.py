@@ -150,17 +150,22 @@ def _noise(key, num_real, labels, size, axis):
   return jnp.concatenate([split_rows(jax.random.normal(k, (num_real * devices, size)), axis) for k in keys])
 
 
-def make_student_step(update, augment, normalise, dream=None, axis=None, latent_size=LATENT_SIZE):
+def normal_latents(key, count):
+  """f32[count, Z]: what a generator makes images from."""
+  return jax.random.normal(key, (count, LATENT_SIZE))
+
+
+def make_student_step(update, augment, normalise, dream=None, axis=None, draw=normal_latents):
   """One step of learning, from uint8 images.
 
   Args:
     update: from `make_student_update`.
     augment: (u8[B, H, W, C], key) -> f32 images in [0, 255].
     normalise: f32 images in [0, 255] -> f32 in the classifier's pixel space.
-    dream: (generator, teacher, latents f32[B, latent_size]) -> f32[B, H, W, C], or None for a phase of real images
+    dream: (generator, teacher, drawn [B, ...]) -> f32[B, H, W, C], or None for a phase of real images
       alone.
     axis: as in `make_student_update`.
-    latent_size: of what the images are made from.
+    draw: (key, B) -> [B, ...], what the images are made from.
 
   Returns:
     step(student, teacher, generator, batch, key, before) -> (student, metrics).
@@ -172,8 +177,7 @@ def make_student_step(update, augment, normalise, dream=None, axis=None, latent_
     real = split_rows(normalise(augment(batch.images, augment_key)), axis)
     synthetic = None
     if dream is not None:
-      latents = split_rows(jax.random.normal(latent_key, (len(batch.labels), latent_size)), axis)
-      synthetic = dream(generator, teacher, latents)
+      synthetic = dream(generator, teacher, split_rows(draw(latent_key, len(batch.labels)), axis))
     labels = split_rows(batch.labels, axis)
     return update(
         student, teacher, real, labels, synthetic, batch.past, batch.seen, batch.learning_rate, loss_key, before
@@ -218,7 +222,48 @@ def make_generator_step(update, batch_size, axis=None):
   """step(generator, teacher, past, key) -> (generator, metrics), on latents drawn from the key."""
 
   def step(generator, teacher, past, key):
-    return update(generator, teacher, split_rows(jax.random.normal(key, (batch_size, LATENT_SIZE)), axis), past)
+    return update(generator, teacher, split_rows(normal_latents(key, batch_size), axis), past)
+
+  return step
+
+
+def make_image_step(model, optimizer, batch_size, *, hparams, axis=None):
+  """One step of optimising images themselves against the frozen teacher, Eq. 7 without a generator.
+
+  This is DeepInversion (Yin et al., CVPR 2020, https://arxiv.org/abs/1912.08795) with the terms of the paper.
+
+  Args:
+    model: the teacher's Linen module.
+    optimizer: an optax transformation, begun anew with each batch.
+    batch_size: images a step; their number is a multiple of it.
+    hparams: a config.Inversion.
+    axis: as in `make_student_update`.
+
+  Returns:
+    step(image_set, teacher, past, key, number) -> (image_set, metrics); `number` is the step's within the task, which
+    tells the batch whose turn it is.
+  """
+
+  def step(image_set, teacher, past, key, number):
+    batch, within = number // hparams.image_steps, number % hparams.image_steps
+    images = jax.lax.dynamic_slice_in_dim(image_set.images, batch * batch_size, batch_size)
+    begin = lambda new, old: jnp.where(within == 0, new, old)  # noqa: E731
+    opt_state = jax.tree.map(begin, optimizer.init(images), image_set.opt_state)
+    draws_N3 = jnp.broadcast_to(jax.random.uniform(key, (3,)), (batch_size, 3))  # all of a batch move alike
+
+    def objective(images):
+      rows = split_rows(inversion.moved(images, draws_N3, hparams), axis)
+      terms = inversion.inversion_terms(
+          model, teacher.variables, rows, past, hparams.content_temperature, hparams.blur_sigma, axis
+      )
+      total = inversion.inversion_loss(terms, hparams)
+      return total, {'loss': total, **terms}
+
+    gradients, metrics = mean_over(axis, jax.grad(objective, has_aux=True)(images))
+    updates, opt_state = optimizer.update(gradients, opt_state, images)
+    images = optax.apply_updates(images, updates)
+    images = jax.lax.dynamic_update_slice_in_dim(image_set.images, images, batch * batch_size, 0)
+    return image_set.replace(images=images, opt_state=opt_state), metrics
 
   return step
 

@@ -21,7 +21,7 @@ from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Reads
 from abd_jax.models import generator_for, make_generator
 from abd_jax.parallel import put
-from abd_jax.programs import INVERSION_EPOCH, in_batches, networks_for, programs_for
+from abd_jax.programs import INVERSION_EPOCH, inversion_batch, in_batches, networks_for, programs_for
 from abd_jax.progress import Progress
 from abd_jax.record import Record
 from abd_jax.steps import Address
@@ -110,7 +110,13 @@ def check(config, dataset):
     networks_for(config, tasks, dataset).init_own  # noqa: B018
   except ValueError as error:
     raise UserError(f'--method={method.name}: {error}. Choose another --image_size.') from None
-  if method.dreams:
+  if method.dreams and config.inversion.inversion == 'images':
+    if config.inversion.synthetic_images % inversion_batch(config):
+      raise UserError(
+          f'--synthetic_images={config.inversion.synthetic_images} is not a multiple of the {inversion_batch(config)} that are'
+          ' made at a time: see --inversion_batch_size and --batch_size.'
+      )
+  elif method.dreams:
     try:
       make_generator(config.inversion.generator, tasks.image_shape)
     except ValueError as error:
@@ -151,8 +157,8 @@ class _Run:
       self._learn_task(task)
       self._evaluate(task)
       self._teacher = None
-      if self._config.inversion.generator_init == 'fresh':
-        self._generator = None
+      if self._config.inversion.generator_init == 'fresh' or self._config.inversion.inversion == 'images':
+        self._generator = None  # images above all: they are the task's alone
     self._save()
     self._checkpoints.wait()
     return self._results()
@@ -212,7 +218,7 @@ class _Run:
   # The phases.
 
   def _invert(self, task):
-    """Trains the generator against the teacher, and shows what it dreams."""
+    """Trains the generator against the teacher, or images themselves, and shows what comes of it."""
     past = self._tasks.past(task)
 
     def advance(step, count):
@@ -220,11 +226,12 @@ class _Run:
       self._generator, metrics = self._programs.invert(self._generator, self._teacher, past, place, count)
       return metrics
 
-    steps = self._config.inversion.inversion_steps
+    steps = self._programs.inversion_steps
     self._loop(task, 'inversion', steps, INVERSION_EPOCH, self._programs.invert_steps, advance)
     images, labels, confidences = self._programs.preview(
         self._generator, self._teacher, past, self._place(task, Address.PREVIEW)
     )
+    self._record.synthetic_confidence.append(float(np.mean(confidences)))
     if not processes.is_first():
       return
     names = [self._dataset.class_names[self._tasks.order[label]] for label in np.asarray(labels)]
