@@ -78,7 +78,7 @@ def test_what_makes_another_run_and_what_does_not():
 @pytest.mark.parametrize('argument, sentence', [
     ('--method=abc', f'--method=abc is not one of {", ".join(METHODS)}.'),
     ('--method=abd,abc', f'--method=abc is not one of {", ".join(METHODS)}.'),
-    ('--student=resnet9', '--student=resnet9 is not one of resnet8, resnet20, resnet32.'),
+    ('--student=resnet9', '--student=resnet9 is not one of resnet8, resnet20, resnet32, resnet18.'),
     ('--epochs=0', '--epochs=0 must be at least 1.'),
     ('--learning_rate=0', '--learning_rate=0.0 must be above 0.'),
     ('--learning_rate=nan', '--learning_rate=nan must be a finite number.'),
