@@ -29,7 +29,9 @@ from abd_jax.parallel import (
 
 # Steps of the inversion between two lines of figures: what an epoch is to the student.
 INVERSION_EPOCH = 100
-EVAL_BATCH, EVAL_BATCH_LARGE, _EVAL_PIXELS = 250, 50, 96 * 96
+EVAL_BATCH = 250
+# Activations take memory by the pixel: above so many of them an evaluation's batches are smaller.
+_LARGE_PIXELS, _LARGE_EVAL_BATCH = 96 * 96, 50
 PREVIEW_IMAGES = 40
 
 
@@ -102,7 +104,7 @@ class Programs:
     inversion_steps: of a task.
     preview: (generator, teacher, past, place) -> (u8[N, H, W, C] synthetic images, i32[N] the teacher's choices, f32[N]
       its confidences).
-    evaluate: (variables, images u8[EVAL_BATCH, H, W, C]) -> logits.
+    evaluate: (variables, images u8[N, H, W, C]) -> logits; `in_batches` gives all batches one size.
     features: likewise -> penultimate features; None for a method that chooses no image by them.
   """
 
@@ -212,8 +214,7 @@ def clear():
 
 def in_batches(program, variables, images, size=None):
   """f32[M, ...]: what `evaluate` or `features` says of u8[M, H, W, C] images, in batches of one size, the last padded."""
-  # Activations take memory by the pixel.
-  size = size or (EVAL_BATCH if images.shape[1] * images.shape[2] <= _EVAL_PIXELS else EVAL_BATCH_LARGE)
+  size = size or (_LARGE_EVAL_BATCH if images.shape[1] * images.shape[2] > _LARGE_PIXELS else EVAL_BATCH)
   found = []
   for start in range(0, len(images), size):
     part = np.asarray(images[start : start + size])
