@@ -55,7 +55,7 @@ class Inversion:
 
   inversion: str = _field('generator', 'generator: one learns to make images; images: a set of them is optimised before the'
                           ' task and dropped after it, as in DeepInversion', choices=('generator', 'images'))
-  synthetic_images: int = _field(1024, 'of --inversion=images, a multiple of the batch size', at_least=1)
+  synthetic_images: int = _field(1024, 'of --inversion=images, rounded up to whole batches', at_least=1)
   image_steps: int = _field(1000, 'of --inversion=images, for each batch of its images', at_least=1)
   image_learning_rate: float = _field(0.05, 'of --inversion=images, of Adam', above=0)
   image_jitter: int = _field(2, 'of --inversion=images: shifts by up to so many pixels, in a batch\'s making alike, each image'

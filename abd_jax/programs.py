@@ -5,6 +5,7 @@ A program is cached by what it depends on, so that runs of several seeds and met
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -159,7 +160,7 @@ def inversion_steps(config):
   hparams = config.inversion
   if hparams.inversion == 'generator':
     return hparams.inversion_steps
-  return hparams.synthetic_images // inversion_batch(config) * hparams.image_steps
+  return math.ceil(hparams.synthetic_images / inversion_batch(config)) * hparams.image_steps
 
 
 def programs_for(config, tasks, dataset):
@@ -243,9 +244,8 @@ def _init_generator(networks, hparams):
 
 @_cached
 def _init_image_set(networks, hparams, batch_size):
-  init = functools.partial(
-      states.init_image_set, states.image_optimizer(hparams), hparams.synthetic_images, batch_size, networks.image_shape
-  )
+  count = math.ceil(hparams.synthetic_images / batch_size) * batch_size
+  init = functools.partial(states.init_image_set, states.image_optimizer(hparams), count, batch_size, networks.image_shape)
   return compile_once(lambda place: init(steps.key_at(place)))
 
 

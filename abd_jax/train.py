@@ -21,7 +21,7 @@ from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Reads
 from abd_jax.models import generator_for, make_generator
 from abd_jax.parallel import put
-from abd_jax.programs import INVERSION_EPOCH, inversion_batch, in_batches, networks_for, programs_for
+from abd_jax.programs import INVERSION_EPOCH, in_batches, networks_for, programs_for
 from abd_jax.progress import Progress
 from abd_jax.record import Record
 from abd_jax.steps import Address
@@ -110,13 +110,7 @@ def check(config, dataset):
     networks_for(config, tasks, dataset).init_own  # noqa: B018
   except ValueError as error:
     raise UserError(f'--method={method.name}: {error}. Choose another --image_size.') from None
-  if method.dreams and config.inversion.inversion == 'images':
-    if config.inversion.synthetic_images % inversion_batch(config):
-      raise UserError(
-          f'--synthetic_images={config.inversion.synthetic_images} is not a multiple of the {inversion_batch(config)} that are'
-          ' made at a time: see --inversion_batch_size and --batch_size.'
-      )
-  elif method.dreams:
+  if method.dreams and config.inversion.inversion == 'generator':
     try:
       make_generator(config.inversion.generator, tasks.image_shape)
     except ValueError as error:
