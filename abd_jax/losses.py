@@ -157,7 +157,7 @@ def knowledge_distillation(logits_NK, teacher_logits_NK, past, among, temperatur
 
 
 def distillation_within_tasks(logits_NK, teacher_logits_NK, tasks_K, start, stop, temperature=2.0):
-  """Softened predictions among each task's own classes, a task weighted by how many classes it has (end-to-end, ECCV 2018).
+  """Softened predictions among each task's own classes, a task weighted by its number of classes (ECCV 2018).
 
   Args:
     logits_NK: f32[N, K], student logits.

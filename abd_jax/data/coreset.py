@@ -80,7 +80,7 @@ def nearest_mean(features_MD, count):
 
 
 def herding(features_MD, count):
-  """i64[count]: rows chosen one by one so that the mean of the chosen stays nearest the mean of all (iCaRL, CVPR 2017)."""
+  """i64[count]: rows chosen one by one so that their mean stays nearest the mean of all (iCaRL, CVPR 2017)."""
   features_MD = np.asarray(features_MD, np.float64)
   mean_D = features_MD.mean(axis=0)
   chosen, left = [], np.ones(len(features_MD), bool)

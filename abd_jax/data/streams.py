@@ -67,7 +67,9 @@ class Streams:
     kept = np.zeros(0, np.int32)
     for task in range(self._tasks.num_tasks):
       new = self._tasks.train_labels(task, cumulative=self._method.cumulative)
-      after = np.concatenate([kept, new])[self._choice(task, kept, new, lambda k, rows, count: rows)] if self._rule else kept
+      after = kept
+      if self._rule:  # any images will do: they are counted
+        after = np.concatenate([kept, new])[self._choice(task, kept, new, lambda k, rows, count: rows)]
       for phase in self._method.phases(task):
         rows = self._rows(task, phase.reads, after if phase.reads is Reads.CORESET else kept, new)
         found.append((task, phase, len(rows)))

@@ -57,7 +57,8 @@ BIC = Method(
     later=(
         Phase('learn', bic_loss, Reads.MIXED, teacher=True),
         Phase(
-            'bias', bias_loss, Reads.HOLD_OUT, trains=newest_bias_layer, frozen_statistics=True, learning_rate_scale=0.01
+            'bias', bias_loss, Reads.HOLD_OUT, trains=newest_bias_layer, frozen_statistics=True,
+            learning_rate_scale=0.01,
         ),
     ),
     coreset=Coreset(rank=herding, hold_out=0.1),

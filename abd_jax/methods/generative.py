@@ -1,4 +1,4 @@
-"""Deep generative replay (DGR, Shin et al., NeurIPS 2017): a VAE learns along with the classifier and replays its past."""
+"""Deep generative replay (DGR, Shin et al., NeurIPS 2017): a VAE learns along and replays its past."""
 
 import jax.numpy as jnp
 

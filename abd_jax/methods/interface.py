@@ -148,7 +148,7 @@ class Coreset:
     rank: (f32[M, D] features of a new class, how many) -> the rows kept, best first. A class is ranked once, when it is
       new, and later keeps the best. None: drawn at random, anew after every task.
     resampled: a task's images come with as many of the coreset's, drawn with replacement; else with each of them once.
-    hold_out: this share of the coreset, and as many images of each new class as of a past one, are kept out of training.
+    hold_out: this share of the coreset, and as many images of a new class as of a past one, are not trained on.
   """
 
   rank: Callable | None = None

@@ -40,7 +40,8 @@ class VAE(nn.Module):
     inputs = (channels, *_ENCODER_WIDTHS)
     self.encoder = [
         nn.Conv(
-            features, (4, 4), (2, 2), ((1, 1), (1, 1)), conv_general_dilated=conv_general_dilated, **_initial(16 * before)
+            features, (4, 4), (2, 2), ((1, 1), (1, 1)), conv_general_dilated=conv_general_dilated,
+            **_initial(16 * before),
         )
         for before, features in zip(inputs, _ENCODER_WIDTHS, strict=False)
     ]
