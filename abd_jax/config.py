@@ -43,7 +43,7 @@ class Optimisation:
 class Augmentation:
   """What happens to real training images, in this order."""
 
-  resized_crop: bool = _field(False, 'a random part of 8 to 100 % of the area, its sides within 3:4, resized to the whole')
+  resized_crop: bool = _field(False, 'a random part of 8 to 100 % of the area, its sides within 3:4, in full size')
   color_jitter: bool = _field(True, 'brightness by U(1 +- 63/255) and contrast by U(0.2, 1.8), in random order')
   flip: bool = _field(True, 'mirror an image with probability one half')
   crop_padding: int = _field(4, 'black border in pixels from which the image is cropped again; 0: no crop', at_least=0)
@@ -53,13 +53,13 @@ class Augmentation:
 class Inversion:
   """How the frozen classifier is inverted (Eq. 1-7)."""
 
-  inversion: str = _field('generator', 'generator: one learns to make images; images: a set of them is optimised before the'
-                          ' task and dropped after it, as in DeepInversion', choices=('generator', 'images'))
+  inversion: str = _field('generator', 'generator: one learns to make images; images: a set of them is optimised before'
+                          ' the task and dropped after it, as in DeepInversion', choices=('generator', 'images'))
   synthetic_images: int = _field(1024, 'of --inversion=images, rounded up to whole batches', at_least=1)
   image_steps: int = _field(1000, 'of --inversion=images, for each batch of its images', at_least=1)
   image_learning_rate: float = _field(0.05, 'of --inversion=images, of Adam', above=0)
-  image_jitter: int = _field(2, 'of --inversion=images: shifts by up to so many pixels, in a batch\'s making alike, each image'
-                             ' its own way when it is learned from', at_least=0)
+  image_jitter: int = _field(2, 'of --inversion=images: shifts by up to so many pixels, in a batch\'s making alike,'
+                             ' each image its own way when it is learned from', at_least=0)
   image_flip: bool = _field(True, 'of --inversion=images: mirrors likewise, with probability one half')
   generator: str = _field('auto', 'auto: by image size', choices=('auto', *GENERATORS))
   generator_init: str = _field('fresh', 'fresh: a new generator each task; warm: one generator and one Adam for all'

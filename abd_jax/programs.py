@@ -96,8 +96,8 @@ class Programs:
     init_generator: (place) -> GeneratorState; an ImageSetState with --inversion=images, here and below.
     restart: (student) -> student, its momentum as before the first step.
     freeze: (student) -> TeacherState, a copy.
-    learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, place, count, before)
-      -> (student, metrics), `count` steps on the rows i32[L, B] of uint8 images and their labels, the first of them at
+    learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, place, count,
+      before) -> (student, metrics), `count` steps on the rows i32[L, B] of uint8 images and their labels, the first of them at
       `place`. `before` is the student as the phase found it, for one that looks back. Metrics are f32[L], of which the
       first `count` mean something.
     invert: (generator, teacher, past, place, count) -> (generator, metrics), likewise.
@@ -207,14 +207,14 @@ def programs_for(config, tasks, dataset):
 def clear():
   """Forgets every program, so that the next run traces its own."""
   for build in (
-      _init_student, _init_generator, _init_image_set, _restart, _freeze, _learn, _invert, _invert_images, _preview, _evaluate,
-      features,
+      _init_student, _init_generator, _init_image_set, _restart, _freeze, _learn, _invert, _invert_images, _preview,
+      _evaluate, features,
   ):
     build.cache_clear()
 
 
 def in_batches(program, variables, images, size=None):
-  """f32[M, ...]: what `evaluate` or `features` says of u8[M, H, W, C] images, in batches of one size, the last padded."""
+  """f32[M, ...]: what `evaluate` or `features` says of u8[M, H, W, C], in batches of one size, the last padded."""
   size = size or (_LARGE_EVAL_BATCH if images.shape[1] * images.shape[2] > _LARGE_PIXELS else EVAL_BATCH)
   found = []
   for start in range(0, len(images), size):
@@ -245,7 +245,8 @@ def _init_generator(networks, hparams):
 @_cached
 def _init_image_set(networks, hparams, batch_size):
   count = math.ceil(hparams.synthetic_images / batch_size) * batch_size
-  init = functools.partial(states.init_image_set, states.image_optimizer(hparams), count, batch_size, networks.image_shape)
+  optimizer = states.image_optimizer(hparams)
+  init = functools.partial(states.init_image_set, optimizer, count, batch_size, networks.image_shape)
   return compile_once(lambda place: init(steps.key_at(place)))
 
 
@@ -304,10 +305,12 @@ def _synthesis(networks, dreams=True, replays=False, image_set=None):
   """
   if replays:
     model = vae.VAE(networks.image_shape)
-    return (
-        lambda key, count: jax.random.normal(key, (count, vae.LATENT_SIZE)),
-        lambda generator, teacher, latents: model.apply({'params': teacher.params[OWN]['vae']}, latents, method='sample'),
-    )
+
+    def replay(generator, teacher, latents):
+      del generator
+      return model.apply({'params': teacher.params[OWN]['vae']}, latents, method='sample')
+
+    return lambda key, count: jax.random.normal(key, (count, vae.LATENT_SIZE)), replay
   if dreams and image_set:
     return (
         lambda key, count: jax.random.uniform(key, (count, 4)),

@@ -240,8 +240,9 @@ class _Run:
     settings = self._config.optimisation
     images, labels = self._streams.load(task, phase.reads, self._coreset)
     batches = feed(
-        images, labels, self._streams.capacity(phase.reads), settings.epochs, crop=self._config.augmentation.resized_crop,
-        batch_size=settings.batch_size, steps_per_call=self._programs.learn_steps,
+        images, labels, self._streams.capacity(phase.reads), settings.epochs,
+        crop=self._config.augmentation.resized_crop, batch_size=settings.batch_size,
+        steps_per_call=self._programs.learn_steps,
         address=(self._config.seed, task, int(address)),
     )
     seen = self._tasks.seen(task)
@@ -253,7 +254,8 @@ class _Run:
 
     def advance(step, count):
       epoch = step // batches.steps_per_epoch
-      rate = phase.learning_rate_scale * settings.learning_rate * 0.1 ** sum(epoch >= mark for mark in settings.decay_at)
+      decays = sum(epoch >= mark for mark in settings.decay_at)
+      rate = phase.learning_rate_scale * settings.learning_rate * 0.1**decays
       self._student, metrics = self._programs.learn[phase](
           self._student, teacher, self._generator if phase.dreams else None, *batches.at(step, count), past, seen, rate,
           self._place(task, address, step), count, self._before,

@@ -142,7 +142,8 @@ def test_npz_that_is_missing_truncated_or_lacks_a_key(tmp_path):
 
 
 def test_unknown_name():
-  with pytest.raises(UserError, match='--dataset=mnist is not one of digits, cifar100, tiny_imagenet, imagenet, npz:PATH.'):
+  sentence = '--dataset=mnist is not one of digits, cifar100, tiny_imagenet, imagenet, npz:PATH.'
+  with pytest.raises(UserError, match=sentence):
     load('mnist')
 
 

@@ -1,4 +1,4 @@
-"""Images optimised themselves, in the generator's place: moved, sampled, made batch by batch, dropped with their task."""
+"""Images optimised themselves, in the generator's place: moved, sampled, made by batches, dropped with the task."""
 
 import chex
 import jax
@@ -13,7 +13,8 @@ from abd_jax.models import make_student
 from tests.test_train import TINY, StopAfter, final_states
 
 IMAGES = with_values(TINY, dict(
-    inversion='images', synthetic_images=50, image_steps=3, image_jitter=1, image_flip=False, num_tasks=5, stop_after_task=2,
+    inversion='images', synthetic_images=50, image_steps=3, image_jitter=1, image_flip=False, num_tasks=5,
+    stop_after_task=2,
 ))
 
 
@@ -80,7 +81,12 @@ def digits():
 def test_a_run_by_images_resumes_exactly_and_keeps_none_of_them(digits, tmp_path, monkeypatch):
   held = []
   save = train.Checkpoints.save
-  monkeypatch.setattr(train.Checkpoints, 'save', lambda self, kept, record: held.append(set(kept)) or save(self, kept, record))
+
+  def recording_save(self, kept, record):
+    held.append(set(kept))
+    save(self, kept, record)
+
+  monkeypatch.setattr(train.Checkpoints, 'save', recording_save)
   programs.clear()
   whole = train.run(IMAGES, tmp_path / 'whole', digits)
   compiled = programs.programs_for(IMAGES, train.check(IMAGES, digits), digits)
@@ -90,7 +96,7 @@ def test_a_run_by_images_resumes_exactly_and_keeps_none_of_them(digits, tmp_path
   assert 'generator' not in final_states(tmp_path / 'whole') and whole.memory_held['images'] == 0
   assert len(whole.synthetic_confidence) == 1 and 0.5 <= whole.synthetic_confidence[0] <= 1  # of two classes
   with pytest.raises(Preempted):
-    train.run(IMAGES, tmp_path / 'stopped', digits, StopAfter(16))  # nine of task 1, the saves between, four of inversion
+    train.run(IMAGES, tmp_path / 'stopped', digits, StopAfter(16))  # nine of task 1, saves, four of inversion
   assert train.run(IMAGES, tmp_path / 'stopped', digits).accuracy_matrix == whole.accuracy_matrix
   chex.assert_trees_all_equal(final_states(tmp_path / 'stopped'), final_states(tmp_path / 'whole'))
 

@@ -34,7 +34,7 @@ def gradient(height, width):
 
 @pytest.fixture(scope='module')
 def trees(tmp_path_factory):
-  """Both official trees, with four classes of one grey each, 40 apart in the order of their wnids; and a grey file each."""
+  """Both official trees, four classes of one grey each, 40 apart in the order of their wnids; and a grey file each."""
   root = tmp_path_factory.mktemp('data')
   tiny, annotations = root / 'tiny-imagenet-200', []
   for i, wnid in enumerate(WNIDS):
@@ -87,7 +87,8 @@ def test_imagenets_class_order_is_that_of_seed_1993_whatever_the_seed(trees):
 
 
 @pytest.mark.parametrize('name, damage, sentence', [
-    ('tiny_imagenet', lambda root: (root / 'tiny-imagenet-200/val/val_annotations.txt').unlink(), 'has no Tiny-ImageNet: expected'),
+    ('tiny_imagenet', lambda root: (root / 'tiny-imagenet-200/val/val_annotations.txt').unlink(),
+     'has no Tiny-ImageNet: expected'),
     ('tiny_imagenet', lambda root: (root / 'tiny-imagenet-200/val/val_annotations.txt').write_text('a.JPEG\tn77\n'),
      '"a.JPEG n77" names no class of'),
     ('tiny_imagenet', lambda root: (root / 'tiny-imagenet-200/train/n01/images/n01_2.JPEG').write_bytes(b'none'),
@@ -124,8 +125,8 @@ def test_crops_are_inceptions():
   areas, ratios = width * height / (500 * 375), width / height
   assert 0.07 < areas.min() < 0.1 and 0.95 < areas.max() <= 1
   assert 0.74 < ratios.min() < 0.77 and 1.3 < ratios.max() < 1.35
-  # An area a fits 4:3 when the ratio is at least 4a/3: always up to 9/16, then with probability -ln a / (2 ln 4/3). Of a
-  # in [.08, 1] that leaves .4825 + .1978, so below .54 there are .46 / .6803 = .676 of the crops.
+  # An area a fits 4:3 when the ratio is at least 4a/3: always up to 9/16, then with probability -ln a / (2 ln 4/3). Of
+  # a in [.08, 1] that leaves .4825 + .1978, so below .54 there are .46 / .6803 = .676 of the crops.
   np.testing.assert_allclose(np.mean(areas < 0.54), 0.676, atol=0.03)
   # Drawn by hand: area .08 + .5 * .92 = .54 of 100 x 100, ratio 3/4 * (16/9)**.5 = 1, so 73 x 73 with 27 to spare.
   draws = np.full((ATTEMPTS, 4), 0.5)
@@ -225,8 +226,8 @@ def test_a_run_streams_learns_and_keeps_a_coreset(trees, tmp_path):
   settings = with_values(
       config.Config(),
       dict(
-          method='rehearsal', dataset='imagenet', data_dir=str(trees), num_tasks=2, student='resnet8', image_size=16, epochs=2,
-          decay_at=(), batch_size=4, memory=8, resized_crop=True, color_jitter=False, crop_padding=0,
+          method='rehearsal', dataset='imagenet', data_dir=str(trees), num_tasks=2, student='resnet8', image_size=16,
+          epochs=2, decay_at=(), batch_size=4, memory=8, resized_crop=True, color_jitter=False, crop_padding=0,
       ),
   )
   results = train.run(settings, tmp_path / 'run')

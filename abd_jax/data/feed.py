@@ -48,10 +48,10 @@ class Held:
 
 
 class Streamed:
-  """A call is handed its own images, whose decoding began some steps before; where each is cropped, its step decides."""
+  """A call is handed its own images, decoded since some steps before; its step decides where each is cropped."""
 
   def __init__(self, images, labels, total, *, batch_size, steps_per_call, address, crop):
-    """`images` are `Photographs`, `total` the steps of the phase; without `crop` images are as an evaluation sees them."""
+    """`images` are `Photographs`, `total` the phase's steps; without `crop` they are as an evaluation sees them."""
     self._images, self._labels, self._total, self._crop = images, labels, total, crop
     self._visits = _Visits(len(labels), batch_size, address)
     self._address = address

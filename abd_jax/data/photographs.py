@@ -1,7 +1,7 @@
 """Photographs of all sizes, decoded when they are needed: data sets larger than memory.
 
-Decoding is Pillow's, which runs outside Python's lock, so threads of this process keep all cores busy: nothing is copied
-between processes, and an image needs no more than its pixels at the size asked for.
+Decoding is Pillow's, which runs outside Python's lock, so threads of this process keep all cores busy: nothing is
+copied between processes, and an image needs no more than its pixels at the size asked for.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ def workers():
 class Photographs:
   """A sequence of images that are decoded on demand; indexed by rows it is a shorter one.
 
-  As an array it is u8[M, size, size, 3], each image as an evaluation sees it: the short side resized to 8/7 of the size, the
-  middle cut out.
+  As an array it is u8[M, size, size, 3], as an evaluation sees each: the short side resized to 8/7 of the size,
+  the middle cut out.
 
   Attributes:
     items: an object array of M paths, or of images u8[H, W, 3] that are in memory already.

@@ -60,8 +60,9 @@ def load(name, data_dir='~/data', verify_checksum=True):
   """The data set called `name`.
 
   Args:
-    name: 'digits' (ships with scikit-learn), 'cifar100' (from `data_dir`, downloaded to it if need be), 'tiny_imagenet',
-      'imagenet' (from their official trees in `data_dir`), or 'npz:PATH' (keys train_images, train_labels, test_images, test_labels, class_names).
+    name: 'digits' (ships with scikit-learn), 'cifar100' (from `data_dir`, downloaded to it if need be),
+      'tiny_imagenet', 'imagenet' (from their official trees in `data_dir`), or 'npz:PATH' (keys train_images,
+      train_labels, test_images, test_labels, class_names).
     data_dir: where archives and prepared sets lie.
     verify_checksum: refuse a downloaded or found archive that is not the distributed one.
 

@@ -17,7 +17,7 @@ BLOCKS_PER_STAGE = 2
 
 
 def _conv(width, side, stride, dtype, name):
-  """A square convolution without bias, with half its side of zeros around: SAME would shift a strided one by a pixel."""
+  """A square convolution without bias, half its side of zeros around: SAME would shift a strided one by a pixel."""
   border = (side // 2, side // 2)
   return nn.Conv(
       width,
