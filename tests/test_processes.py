@@ -15,7 +15,7 @@ from abd_jax.errors import UserError
 from tests.test_train import TINY
 
 ROOT = Path(__file__).parent.parent
-SMALL = config.with_values(TINY, dict(num_classes=4, num_tasks=2, epochs=2, checkpoint_seconds=0.0))
+SMALL = config.with_values(TINY, dict(stop_after_task=2, checkpoint_seconds=0.0))
 
 
 def start(workdirs, *more):
@@ -50,7 +50,7 @@ def test_two_processes_stop_together_resume_and_end_where_one_ends(tmp_path):
   workdirs = [tmp_path / 'first', tmp_path / 'second']
   run = start(workdirs)
   for line in run[0].stdout:
-    if 'inversion' in line:
+    if 'steps/s' in line:
       break
   run[1].send_signal(signal.SIGTERM)  # the one that writes nothing
   codes, said, errors = finish(run)
@@ -58,12 +58,12 @@ def test_two_processes_stop_together_resume_and_end_where_one_ends(tmp_path):
   assert 'Told to stop: saved.' in said[0] and 'Told' not in said[1]
   codes, said, errors = finish(start(workdirs))
   assert codes == [0, 0], errors
-  assert 'Resuming after 1 tasks' in said[0] and 'task' not in said[1] and not workdirs[1].exists()
+  assert 'Resuming after' in said[0] and 'task' not in said[1] and not workdirs[1].exists()
   whole = train.run(SMALL, tmp_path / 'whole')
   ours, theirs = lines(workdirs[0]), lines(tmp_path / 'whole')
   assert [line['at'] for line in ours] == [line['at'] for line in theirs]
-  # The order of sums differs, which a run amplifies from step to step: the first epochs are held tight.
-  assert [line['loss'] for line in ours[:2]] == pytest.approx([line['loss'] for line in theirs[:2]], rel=1e-4)
+  # The order of sums differs, which a run amplifies from step to step: the first epoch is held tight.
+  assert ours[0]['loss'] == pytest.approx(theirs[0]['loss'], rel=1e-4)
   results = json.loads((workdirs[0] / 'results.json').read_text())
   assert results['accuracy_after_task'] == pytest.approx(whole.accuracy_after_task, abs=5)
   # flags.txt replays the run on one machine.

@@ -17,9 +17,9 @@ from tests.test_train import final_states
 
 ROOT = Path(__file__).parent.parent
 # Ten, when asked: each is a process that starts anew.
-KILLS = int(os.environ.get('ABD_KILLS', '4'))
+KILLS = int(os.environ.get('ABD_KILLS', '3'))
 COMMAND = [
-    sys.executable, 'experiments/digits.py', '--method=abd', '--num_tasks=5', '--epochs=3', '--decay_at=2',
+    sys.executable, 'experiments/digits.py', '--method=abd', '--stop_after_task=3', '--epochs=3', '--decay_at=2',
     '--inversion_steps=15', '--checkpoint_seconds=0.1',
 ]
 
