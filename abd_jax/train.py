@@ -103,7 +103,7 @@ def check(config, dataset):
     raise UserError(
         f'--batch_size={config.optimisation.batch_size} cannot be split evenly over {jax.device_count()} devices.'
     )
-  Streams(tasks, method, config.memory, config.seed).check(config.optimisation.batch_size)
+  Streams(tasks, method, config.memory, config.seed).check(config.optimisation.batch_size, jax.device_count())
   if not all(tasks.test_sizes()):
     raise UserError(f'{dataset.name} has no test images of task {int(np.argmin(tasks.test_sizes())) + 1}.')
   try:
@@ -241,7 +241,8 @@ class _Run:
     images, labels = self._streams.load(task, phase.reads, self._coreset)
     batches = feed(
         images, labels, self._streams.capacity(phase.reads), settings.epochs,
-        crop=self._config.augmentation.resized_crop, batch_size=settings.batch_size,
+        crop=self._config.augmentation.resized_crop,
+        batch_size=self._streams.batch_size(phase, settings.batch_size, jax.device_count()),
         steps_per_call=self._programs.learn_steps,
         address=(self._config.seed, task, int(address)),
     )

@@ -159,14 +159,23 @@ def test_streams():
 @pytest.mark.parametrize('method, memory, batch, sentence', [
     ('base', 60, 50, '--batch_size=50 is larger than task 1, which has 40 images.'),
     ('rehearsal', 5, 8, '--memory=5 cannot hold an image of each of 6 classes, which --method=rehearsal keeps.'),
-    ('e2e', 30, 32, '--batch_size=32 is larger than the 30 images that the phase "balance" of --method=e2e reads in task 2:'
-     ' raise --memory, or lower --batch_size.'),
-    ('bic', 60, 8, '--batch_size=8 is larger than the 6 images that the phase "bias" of --method=bic reads in task 3:'),
+    ('bic', 20, 8, 'The 0 images that the phase "bias" of --method=bic reads in task 3 make no batch of --batch_size=8: raise'
+     ' --memory, or lower --batch_size.'),
 ])
-def test_what_would_be_less_than_a_batch_is_refused(method, memory, batch, sentence):
+def test_what_makes_no_batch_is_refused(method, memory, batch, sentence):
   with pytest.raises(UserError) as refusal:
     Streams(tasks_of(), METHODS[method], memory, 0).check(batch)
   assert str(refusal.value).startswith(sentence)
+
+
+def test_a_phase_of_old_images_alone_has_batches_of_what_it_finds():
+  # A tenth of the 40 images of task 1 over 2 past classes: 2 of each of 4 classes. Of 60 images over 4: one of each of 6.
+  streams = Streams(tasks_of(), METHODS['bic'], 60, 0)
+  learn, bias = METHODS['bic'].later
+  assert [size for _, phase, size in streams.sizes if phase is bias] == [8, 6]
+  assert streams.batch_size(bias, 8) == 6 and streams.batch_size(bias, 8, devices=4) == 4
+  assert streams.batch_size(bias, 4) == 4 and streams.batch_size(learn, 8) == 8
+  streams.check(8)
 
 
 @pytest.mark.parametrize('name', METHODS)

@@ -65,7 +65,7 @@ def test_its_head_says_what_the_literature_reports_and_how_many_steps_it_takes(n
     assert f'reported {figures.final_accuracy} ± {figures.spread} %' in head(name)
     assert figures.omega is None or f'Omega {figures.omega} %' in head(name)
   tasks = data.TaskSequence(LABELS_OF_CIFAR100, row.num_tasks)
-  sizes = [size for _, _, size in Streams(tasks, METHODS[row.method], row.memory, row.seed).sizes()]
+  sizes = [size for _, _, size in Streams(tasks, METHODS[row.method], row.memory, row.seed).sizes]
   steps = sum(size // row.optimisation.batch_size * row.optimisation.epochs for size in sizes)
   assert f'{steps:,} steps of learning' in head(name)
   inversion = f'{row.inversion.inversion_steps * (row.num_tasks - 1):,} of inversion'

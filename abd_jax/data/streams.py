@@ -1,5 +1,7 @@
 """What each phase reads: a task's own images, the coreset's, or what is held out of both."""
 
+import functools
+
 import numpy as np
 
 from abd_jax.data import coreset as coresets
@@ -37,7 +39,17 @@ class Streams:
     """The capacity of the phase that reads most."""
     return max(self.capacity(phase.reads) for phase in self._method.first + self._method.later)
 
-  def check(self, batch_size):
+  def batch_size(self, phase, full, devices=1):
+    """Real images a step of a phase: `full`, but no more than a phase that reads old images alone finds in any task.
+
+    So few held-out images are one batch, and a small coreset is enough. It is a multiple of `devices`, and may be 0.
+    """
+    if phase.reads in (Reads.NEW, Reads.MIXED):
+      return full
+    least = min(size for _, of_task, size in self.sizes if of_task is phase)
+    return min(full, least // devices * devices)
+
+  def check(self, batch_size, devices=1):
     """Goes through all tasks by their labels alone.
 
     Raises:
@@ -54,13 +66,14 @@ class Streams:
       raise UserError(
           f'--batch_size={batch_size} is larger than task {task + 1}, which has {new_sizes[task]} images.'
       )
-    for task, phase, size in self.sizes():
-      if size < batch_size:
+    for task, phase, size in sorted(self.sizes, key=lambda found: found[2]):  # the smallest is the one to name
+      if not 0 < self.batch_size(phase, batch_size, devices) <= size:
         raise UserError(
-            f'--batch_size={batch_size} is larger than the {size} images that the phase "{phase.name}" of'
-            f' --method={self._method.name} reads in task {task + 1}: raise --memory, or lower --batch_size.'
+            f'The {size} images that the phase "{phase.name}" of --method={self._method.name} reads in task'
+            f' {task + 1} make no batch of --batch_size={batch_size}: raise --memory, or lower --batch_size.'
         )
 
+  @functools.cached_property
   def sizes(self):
     """[(task, phase, how many images it reads)] of the whole run, by the labels alone."""
     found = []
