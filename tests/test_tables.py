@@ -61,7 +61,7 @@ def test_rows_stand_in_the_papers_order_ablations_in_table_3s():
 
 
 def test_a_cell_of_fewer_seeds_than_its_row_says_so():
-  runs = [run_of(seed=0, omega=0.5), run_of(seed=1)]
+  runs = [run_of(seed=0, omega=0.5, forgetting=7.0), run_of(seed=1, forgetting=7.0)]
   assert lines_of(runs, ('omega', 'forgetting'))[-1] == '| abd | synthetic | 0, 1 | 50.0 (n=1) | 7.0 ± 0.0 |'
 
 
