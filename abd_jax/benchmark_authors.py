@@ -28,7 +28,8 @@ def make_steps(torch, batch):
       'num_classes': 100, 'lr': 0.1, 'momentum': 0.9, 'weight_decay': 2e-4, 'schedule': [250], 'schedule_type': 'decay',
       'model_type': 'resnet', 'model_name': 'resnet32', 'gen_model_type': 'generator', 'gen_model_name': 'CIFAR_GEN',
       'optimizer': 'SGD', 'gpuid': [0 if on_gpu else -1], 'memory': 0, 'temp': 2.0, 'out_dim': 100, 'overwrite': True,
-      'beta': 1, 'mu': 0.1, 'DW': False, 'batch_size': batch, 'power_iters': 1, 'deep_inv_params': [1e-3, 5e1, 1e-3, 1e3, 1],
+      'beta': 1, 'mu': 0.1, 'DW': False, 'batch_size': batch, 'power_iters': 1,
+      'deep_inv_params': [1e-3, 5e1, 1e-3, 1e3, 1],
       'tasks': [list(range(10 * task, 10 * task + 10)) for task in range(10)], 'top_k': 1,
   })
   device = 'cuda' if on_gpu else 'cpu'
@@ -57,8 +58,8 @@ def make_steps(torch, batch):
   learn()
   teacher = Teacher(
       solver=copy.deepcopy(learner.model), generator=learner.generator, gen_opt=learner.generator_optimizer,
-      img_shape=(-1, 3, 32, 32), iters=1, deep_inv_params=learner.deep_inv_params, class_idx=list(range(10)), train=False,
-      config=learner.config,
+      img_shape=(-1, 3, 32, 32), iters=1, deep_inv_params=learner.deep_inv_params, class_idx=list(range(10)),
+      train=False, config=learner.config,
   )
   learner.previous_teacher, learner.previous_linear = teacher, copy.deepcopy(learner.model.last)
   return {'first': learn, 'abd': learn_with_dreams, 'generator': train_generator}

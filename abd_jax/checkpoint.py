@@ -67,7 +67,9 @@ class Checkpoints:
         preservation_policy=ocp.checkpoint_managers.LatestN(2),
         enable_async_checkpointing=True,
         create=False,
-        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes=_ALONE, barrier_sync_key_prefix='first'),
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            active_processes=_ALONE, barrier_sync_key_prefix='first'
+        ),
     )
     folder = (Path(workdir) / 'checkpoints').resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +176,7 @@ def check_workdir(config, workdir):
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be written: {error.strerror}.') from None
   if config.resume == 'never' and any(workdir.iterdir()):
-    raise UserError(f'--workdir={workdir} is not empty and --resume=never: choose another, or resume with --resume=auto.')
+    raise UserError(f'--workdir={workdir} is not empty and --resume=never: choose another, or --resume=auto.')
   if flags_file.exists():
     name = config_lib.differing_flag(config, theirs := config_lib.from_flagfile(flags_file))
     if name:

@@ -17,8 +17,8 @@ from abd_jax.data.arrays import checked_names
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.models import make_generator
+from abd_jax.networks import Networks
 from abd_jax.parallel import put
-from abd_jax.programs import Networks
 from abd_jax.steps import Address, key_at
 
 # The head has so many classes, then twice as many: programs are traced anew at every doubling only.
@@ -128,7 +128,7 @@ class Classifier:
     return self.config.image_size, self.config.image_size, len(self.mean)
 
   def networks(self, num_classes=None):
-    """The `programs.Networks` of it, or of one that holds so many classes."""
+    """The `networks.Networks` of it, or of one that holds so many classes."""
     capacity = capacity_for(num_classes or len(self.class_names))
     return Networks(
         self.config.student, None, self.image_shape, capacity, self.mean, self.std, self.config.precision

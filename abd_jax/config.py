@@ -35,8 +35,8 @@ class Optimisation:
   momentum: float = _field(0.9, 'of SGD, without Nesterov', at_least=0)
   weight_decay: float = _field(2e-4, 'on every parameter that moves; 0 for dgr, whatever this says', at_least=0)
   bn_double_update: bool = _field(
-      False, 'ABD\'s running statistics move to .81 r + .19 batch a step, as in the authors\' code, where a second forward'
-      ' pass on the same batch moves them twice')
+      False, 'ABD\'s running statistics move to .81 r + .19 batch a step, as in the authors\' code, where a second'
+      ' forward pass on the same batch moves them twice')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,21 +80,21 @@ class Hyperparameters:
   """What the losses of the methods are weighted by."""
 
   finetune_weight: float = _field(1.0, 'of Eq. 14', at_least=0)
-  finetune_classes: str = _field('seen', 'classes in the softmax of Eq. 14 and of ABD\'s first task; all: also those not'
-                                 ' met yet, as in the authors\' code', choices=('seen', 'all'))
+  finetune_classes: str = _field('seen', 'classes in the softmax of Eq. 14 and of ABD\'s first task; all: also those'
+                                 ' not met yet, as in the authors\' code', choices=('seen', 'all'))
   finetune_normalise: str = _field('mean', 'mean over rows, or weighted: divided by the sum of the balance weights',
                                    choices=('mean', 'weighted'))
   local_ce_weight: bool = _field(True, 'balance weight on Eq. 11, as in the authors\' code; false: as printed')
   distillation: str = _field('importance', 'importance: Eq. 13; features: Eq. 12; softmax: softened predictions',
                              choices=('importance', 'features', 'softmax'))
   distillation_weight: float = _field(0.1, 'of the distillation of ABD and lwf_synthetic', at_least=0)
-  ablate: str = _field('none', 'a row of Table 3, of ABD: balance: no weights for balance; local_ce: cross-entropy over all'
-                       ' classes seen in the place of Eq. 11; real_distillation, synthetic_distillation: only the other rows'
-                       ' are distilled; finetune: no Eq. 14', choices=('none', *ABLATIONS))
+  ablate: str = _field('none', 'a row of Table 3, of ABD: balance: no weights for balance; local_ce: cross-entropy over'
+                       ' all classes seen in the place of Eq. 11; real_distillation, synthetic_distillation: only the'
+                       ' other rows are distilled; finetune: no Eq. 14', choices=('none', *ABLATIONS))
   kd_weight: float = _field(1.0, 'of the softened predictions in the other methods', at_least=0)
   kd_temperature: float = _field(2.0, 'of the softened predictions', above=0)
-  phase2_batch_stats: str = _field('frozen', 'BatchNorm in the second phase of e2e and bic; updated: in train mode, as in the'
-                                   ' authors\' code', choices=('frozen', 'updated'))
+  phase2_batch_stats: str = _field('frozen', 'BatchNorm in the second phase of e2e and bic; updated: in train mode, as'
+                                   ' in the authors\' code', choices=('frozen', 'updated'))
   bic_evaluation: str = _field('corrected', 'logits evaluated; raw: without the bias layers, as in the authors\' code',
                                choices=('corrected', 'raw'))
 
@@ -122,13 +122,14 @@ class Config:
                             identity=False)
   precision: str = _field('float32', 'of activations; parameters, statistics, losses and inversion terms are float32',
                           choices=('float32', 'bfloat16'))
-  parallel: str = _field('jit', 'how several devices share a batch: jit: XLA finds the collectives; pmap: the step is mapped'
-                         ' over the devices', choices=('jit', 'pmap'), identity=False)
-  distributed: str = _field('', 'several processes make one run: auto (TPU VMs, Slurm), or HOST:PORT,COUNT,INDEX; empty: one'
-                            ' process', identity=False)
-  steps_per_call: int = _field(0, 'steps that the device makes without asking the host; 0: 1 on CPU, elsewhere an epoch, or'
-                               ' 100 of the inversion', at_least=0, identity=False)
-  compilation_cache: str = _field('', 'a folder that keeps compilations for later processes; empty: none', identity=False)
+  parallel: str = _field('jit', 'how several devices share a batch: jit: XLA finds the collectives; pmap: the step is'
+                         ' mapped over the devices', choices=('jit', 'pmap'), identity=False)
+  distributed: str = _field('', 'several processes make one run: auto (TPU VMs, Slurm), or HOST:PORT,COUNT,INDEX;'
+                            ' empty: one process', identity=False)
+  steps_per_call: int = _field(0, 'steps that the device makes without asking the host; 0: 1 on CPU, elsewhere an'
+                               ' epoch, or 100 of the inversion', at_least=0, identity=False)
+  compilation_cache: str = _field('', 'a folder that keeps compilations for later processes; empty: none',
+                                  identity=False)
   checkpoint_seconds: float = _field(60.0, 'at most so long between two checkpoints', at_least=0, identity=False)
   resume: str = _field('auto', 'auto: go on where the workdir\'s run stopped; never: refuse a workdir in use',
                        choices=('auto', 'never'), identity=False)

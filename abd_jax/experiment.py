@@ -34,7 +34,7 @@ def runs_of(config):
 
 
 def start(define, do):
-  """Parses the command line with the flags that `define()` defines, and calls `do` with the arguments that are no flags.
+  """Parses the command line with the flags that `define()` defines; calls `do` with the arguments that are no flags.
 
   Exit status 2 after a sentence for what the user can mend, 75 when told to stop and resumable.
   """

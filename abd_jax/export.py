@@ -20,7 +20,7 @@ def export(networks, variables, class_names, path):
     probabilities = exported.call(images)                   # u8[N, H, W, C] -> f32[N, K], any N
 
   Args:
-    networks: the `programs.Networks`.
+    networks: the `networks.Networks`.
     variables: {'params', 'batch_stats'}; they become constants of the program.
     class_names: of the K classes learned.
     path: the directory, created if need be.

@@ -95,7 +95,10 @@ def put(tree):
   """The arrays on the device, or whole on every device; every process has them all."""
   if jax.process_count() == 1:
     return jax.device_put(tree, _everywhere())
-  whole = lambda array: jax.make_array_from_callback(array.shape, _everywhere(), lambda place: array[place])  # noqa: E731
+
+  def whole(array):
+    return jax.make_array_from_callback(array.shape, _everywhere(), lambda place: array[place])
+
   return jax.tree.map(whole, tree)
 
 

@@ -13,20 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from abd_jax import inversion, states, steps
-from abd_jax.data.augment import make_augment, make_normalise
+from abd_jax.data.augment import make_augment
 from abd_jax.data.streams import Streams
 from abd_jax.losses import mask_logits
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import OWN, Phase
-from abd_jax.models import make_generator, make_student, vae
-from abd_jax.parallel import (
-    CompiledStep,
-    axis_of,
-    compile_once,
-    compile_step,
-    default_steps_per_call,
-    repeat,
-)
+from abd_jax.models import vae
+from abd_jax.networks import Networks, networks_for
+from abd_jax.parallel import CompiledStep, compile_once, compile_step, default_steps_per_call, repeat
 
 # Steps of the inversion between two lines of figures: what an epoch is to the student.
 INVERSION_EPOCH = 100
@@ -34,55 +28,6 @@ EVAL_BATCH = 250
 # Activations take memory by the pixel: above so many of them an evaluation's batches are smaller.
 _LARGE_PIXELS, _LARGE_EVAL_BATCH = 96 * 96, 50
 PREVIEW_IMAGES = 40
-
-
-@dataclasses.dataclass(frozen=True)
-class Networks:
-  """What the networks of a run look like.
-
-  Attributes:
-    student, generator: names in `models`; the generator is None for a method that does not dream, or of images that are
-      optimised themselves.
-    image_shape: (H, W, C).
-    num_classes: of the head.
-    mean, std: per channel, what images are standardised by.
-    precision: of the activations, 'float32' or 'bfloat16'.
-    axis: the mapped axis along which devices share a batch under --parallel=pmap, or None.
-    task_of_class: the task of each class of the head.
-    own: as in `methods.interface.Method`.
-  """
-
-  student: str
-  generator: str | None
-  image_shape: tuple[int, int, int]
-  num_classes: int
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  precision: str = 'float32'
-  axis: str | None = None
-  task_of_class: tuple[int, ...] = ()
-  own: Callable | None = None
-
-  @property
-  def classifier(self):
-    return make_student(self.student, self.num_classes, self.precision, self.axis)
-
-  @property
-  def dreamer(self):
-    return make_generator(self.generator, self.image_shape, self.precision, self.axis)
-
-  @property
-  def normalise(self):
-    return make_normalise(self.mean, self.std)
-
-  @property
-  def init_own(self):
-    """(key) -> the method's own parameters, or None for a method without.
-
-    Raises:
-      ValueError: the method cannot take images of this shape.
-    """
-    return self.own(self.image_shape, 1 + max(self.task_of_class)) if self.own else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +42,9 @@ class Programs:
     restart: (student) -> student, its momentum as before the first step.
     freeze: (student) -> TeacherState, a copy.
     learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, place, count,
-      before) -> (student, metrics), `count` steps on the rows i32[L, B] of uint8 images and their labels, the first of them at
-      `place`. `before` is the student as the phase found it, for one that looks back. Metrics are f32[L], of which the
-      first `count` mean something.
+      before) -> (student, metrics), `count` steps on the rows i32[L, B] of uint8 images and their labels, the first of
+      them at `place`. `before` is the student as the phase found it, for one that looks back. Metrics are f32[L], of
+      which the first `count` mean something.
     invert: (generator, teacher, past, place, count) -> (generator, metrics), likewise.
     learn_steps, invert_steps: L, the most steps of one call.
     inversion_steps: of a task.
@@ -130,24 +75,6 @@ class Programs:
         invert=self.invert, preview=self.preview, evaluate=self.evaluate, features=self.features
     )
     return {name: step.traces for name, step in steps_by_name.items() if step is not None}
-
-
-def networks_for(config, tasks, dataset):
-  """The `Networks` of a run of `config` on a `TaskSequence` of a `Dataset`."""
-  method = METHODS[config.method]
-  mean, std = (dataset.mean, dataset.std) if method.standardised else ((0.0,), (1.0,))
-  return Networks(
-      student=config.student,
-      generator=config.inversion.generator if method.dreams and config.inversion.inversion == 'generator' else None,
-      image_shape=tasks.image_shape,
-      num_classes=tasks.num_classes,
-      mean=tuple(mean),
-      std=tuple(std),
-      precision=config.precision,
-      axis=axis_of(config.parallel),
-      task_of_class=tasks.task_of_class,
-      own=method.own,
-  )
 
 
 def inversion_batch(config):

@@ -46,7 +46,8 @@ class Progress:
   def _line(self, done):
     elapsed = max(time.monotonic() - self._since, 1e-9)
     rate = max(done - self._first, 1e-9) / elapsed
-    return f'{self._place}  step {done}/{self._total}  {rate:.1f} steps/s  {_duration((self._total - done) / rate)} left'
+    left = _duration((self._total - done) / rate)
+    return f'{self._place}  step {done}/{self._total}  {rate:.1f} steps/s  {left} left'
 
   def say(self, text):
     """A line that stays."""

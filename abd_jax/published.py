@@ -53,8 +53,8 @@ REPLAY = {
     'REMIX': 'class statistics',
 }
 
-# Table 3's order. Of its figures only the prose is known: plain cross-entropy halves the accuracy, removing the fine-tuning
-# hurts most, the two halves of the distillation hurt alike.
+# Table 3's order. Of its figures only the prose is known: plain cross-entropy halves the accuracy, removing the
+# fine-tuning hurts most, the two halves of the distillation hurt alike.
 ABLATIONS = ('none', *abd.ABLATIONS)
 
 _CIFAR100 = {  # A_N, its standard deviation, Omega; for 5, 10 and 20 tasks

@@ -6,6 +6,9 @@ import time
 
 from abd_jax.parallel import compile_seconds
 
+_TIMED = ('inversion', 'train', 'eval', 'compile', 'total')
+_COUNTED = ('inversion', 'train')
+
 
 @dataclasses.dataclass
 class Record:
@@ -21,8 +24,8 @@ class Record:
   accuracy_matrix: list = dataclasses.field(default_factory=list)
   accuracy_matrix_local: list = dataclasses.field(default_factory=list)
   accuracy_after_task: list = dataclasses.field(default_factory=list)
-  seconds: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train', 'eval', 'compile', 'total'), 0.0))
-  steps: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(('inversion', 'train'), 0))
+  seconds: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(_TIMED, 0.0))
+  steps: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(_COUNTED, 0))
   peak_memory_bytes: int = 0
   synthetic_confidence: list = dataclasses.field(default_factory=list)
 

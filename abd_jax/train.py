@@ -20,8 +20,9 @@ from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Reads
 from abd_jax.models import generator_for, make_generator
+from abd_jax.networks import networks_for
 from abd_jax.parallel import put
-from abd_jax.programs import INVERSION_EPOCH, in_batches, networks_for, programs_for
+from abd_jax.programs import INVERSION_EPOCH, in_batches, programs_for
 from abd_jax.progress import Progress
 from abd_jax.record import Record
 from abd_jax.steps import Address
@@ -49,14 +50,9 @@ def run(config, workdir, dataset=None, stop=None):
   dataset = dataset or load(config.dataset, config.data_dir, config.verify_checksum)
   config = dataclasses.replace(config, dataset=dataset.name, workdir=str(workdir), distributed='')
   tasks = check(config, dataset)
-  workdir = Path(workdir)
-  processes.on_first(lambda: claim_workdir(config, workdir))
-  with (
-      contextlib.nullcontext(stop) if stop else StopSignal() as stop,
-      contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)) as checkpoints,
-      contextlib.closing(Progress(f'{config.method} seed {config.seed}', config.num_tasks)) as progress,
-  ):
-    return _Run(config, workdir, dataset, tasks, checkpoints, stop, progress).execute()
+  label = f'{config.method} seed {config.seed}'
+  with _opened(config, workdir, dataset, tasks, stop, label, config.num_tasks) as opened:
+    return opened.execute()
 
 
 def learn_task(config, workdir, dataset, tasks, task, student, stop=None):
@@ -77,14 +73,21 @@ def learn_task(config, workdir, dataset, tasks, task, student, stop=None):
     UserError: the workdir is another lesson's.
     Preempted: SIGTERM came; everything is saved.
   """
+  with _opened(config, workdir, dataset, tasks, stop, config.method, task + 1) as opened:
+    return opened.lesson(task, student)
+
+
+@contextlib.contextmanager
+def _opened(config, workdir, dataset, tasks, stop, label, num_tasks):
+  """A `_Run` in a workdir that is its own, with what has to be closed after it."""
   workdir = Path(workdir)
   processes.on_first(lambda: claim_workdir(config, workdir))
   with (
       contextlib.nullcontext(stop) if stop else StopSignal() as stop,
       contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)) as checkpoints,
-      contextlib.closing(Progress(config.method, task + 1)) as progress,
+      contextlib.closing(Progress(label, num_tasks)) as progress,
   ):
-    return _Run(config, workdir, dataset, tasks, checkpoints, stop, progress).lesson(task, student)
+    yield _Run(config, workdir, dataset, tasks, checkpoints, stop, progress)
 
 
 def check(config, dataset):

@@ -13,7 +13,7 @@ from abd_jax import metrics
 from abd_jax.errors import UserError
 from abd_jax.results import Results
 
-# What a run and its upper bound must have in common: the schedule and the augmentation whole, but for a switch of ABD's.
+# What a run and its upper bound must have in common: the schedule and the augmentation, but for a switch of ABD's.
 _SETTING = ['student', 'top_k', 'image_size'] + [
     leaf.name
     for group in (config_lib.Optimisation(), config_lib.Augmentation())

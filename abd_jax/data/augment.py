@@ -43,7 +43,8 @@ def color_jitter(images_NHWC, key):
 
 def flip(images_NHWC, key):
   """Each image mirrored with probability one half."""
-  return jnp.where(_per_image(jax.random.bernoulli(key, shape=(len(images_NHWC),))), images_NHWC[:, :, ::-1], images_NHWC)
+  mirrored = jax.random.bernoulli(key, shape=(len(images_NHWC),))
+  return jnp.where(_per_image(mirrored), images_NHWC[:, :, ::-1], images_NHWC)
 
 
 def crop(images_NHWC, key, padding):

@@ -106,8 +106,8 @@ def _download(archive):
     partial.unlink(missing_ok=True)
     raise UserError(
         f'--data_dir={archive.parent} has no CIFAR-100: expected {archive.parent / "cifar100" / VERSION}, {archive} or'
-        f' {archive.parent / "cifar100.npz"}, and {ARCHIVE_URL} could not be downloaded ({type(error).__name__}). Put the'
-        ' archive there, or run experiments/digits.py, which needs no download.'
+        f' {archive.parent / "cifar100.npz"}, and {ARCHIVE_URL} could not be downloaded ({type(error).__name__}).'
+        ' Put the archive there, or run experiments/digits.py, which needs no download.'
     ) from None
 
 
@@ -116,8 +116,8 @@ def _check_sha256(archive):
     found = hashlib.file_digest(file, 'sha256').hexdigest()
   if found != ARCHIVE_SHA256:
     raise UserError(
-        f'{archive} is not the distributed archive: its SHA-256 is {found}, not {ARCHIVE_SHA256}. Delete it to download it'
-        ' again, or accept it as it is with --verify_checksum=false.'
+        f'{archive} is not the distributed archive: its SHA-256 is {found}, not {ARCHIVE_SHA256}. Delete it to download'
+        ' it again, or accept it as it is with --verify_checksum=false.'
     )
 
 

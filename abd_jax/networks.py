@@ -1,0 +1,76 @@
+"""What the networks of a run look like."""
+
+import dataclasses
+from collections.abc import Callable
+
+from abd_jax.data.augment import make_normalise
+from abd_jax.methods import METHODS
+from abd_jax.models import make_generator, make_student
+from abd_jax.parallel import axis_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+  """The networks of a run, as what is compiled for them depends on.
+
+  Attributes:
+    student, generator: names in `models`; the generator is None for a method that does not dream, or of images that are
+      optimised themselves.
+    image_shape: (H, W, C).
+    num_classes: of the head.
+    mean, std: per channel, what images are standardised by.
+    precision: of the activations, 'float32' or 'bfloat16'.
+    axis: the mapped axis along which devices share a batch under --parallel=pmap, or None.
+    task_of_class: the task of each class of the head.
+    own: as in `methods.interface.Method`.
+  """
+
+  student: str
+  generator: str | None
+  image_shape: tuple[int, int, int]
+  num_classes: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  precision: str = 'float32'
+  axis: str | None = None
+  task_of_class: tuple[int, ...] = ()
+  own: Callable | None = None
+
+  @property
+  def classifier(self):
+    return make_student(self.student, self.num_classes, self.precision, self.axis)
+
+  @property
+  def dreamer(self):
+    return make_generator(self.generator, self.image_shape, self.precision, self.axis)
+
+  @property
+  def normalise(self):
+    return make_normalise(self.mean, self.std)
+
+  @property
+  def init_own(self):
+    """(key) -> the method's own parameters, or None for a method without.
+
+    Raises:
+      ValueError: the method cannot take images of this shape.
+    """
+    return self.own(self.image_shape, 1 + max(self.task_of_class)) if self.own else None
+
+
+def networks_for(config, tasks, dataset):
+  """The `Networks` of a run of `config` on a `TaskSequence` of a `Dataset`."""
+  method = METHODS[config.method]
+  mean, std = (dataset.mean, dataset.std) if method.standardised else ((0.0,), (1.0,))
+  return Networks(
+      student=config.student,
+      generator=config.inversion.generator if method.dreams and config.inversion.inversion == 'generator' else None,
+      image_shape=tasks.image_shape,
+      num_classes=tasks.num_classes,
+      mean=tuple(mean),
+      std=tuple(std),
+      precision=config.precision,
+      axis=axis_of(config.parallel),
+      task_of_class=tasks.task_of_class,
+      own=method.own,
+  )
