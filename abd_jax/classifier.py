@@ -1,8 +1,6 @@
 """What a learner knows: a classifier with the names of its classes, as it is kept between tasks and on disk."""
 
 import dataclasses
-import importlib.metadata
-import platform
 from typing import Any
 
 import flax.traverse_util
@@ -10,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abd_jax import __version__, model_files, programs
+from abd_jax import model_files, programs
 from abd_jax import config as config_lib
 from abd_jax.config import Config
 from abd_jax.data.arrays import checked_names
@@ -19,6 +17,7 @@ from abd_jax.methods import METHODS
 from abd_jax.models import make_generator
 from abd_jax.networks import Networks
 from abd_jax.parallel import put
+from abd_jax.results import versions
 from abd_jax.steps import Address, key_at
 
 # The head has so many classes, then twice as many: programs are traced anew at every doubling only.
@@ -190,8 +189,7 @@ class Classifier:
         'tasks': self.tasks,
         'preprocessing': {'image_size': self.config.image_size, 'mean': self.mean, 'std': self.std},
         'config': {name: settings[name] for name in setting_names()},
-        'versions': {'abd_jax': __version__, 'python': platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy')},
+        'versions': versions(),
     }
     arrays = flax.traverse_util.flatten_dict(self.variables, sep='/') if self.tasks else {}
     model_files.write(path, description, arrays)

@@ -108,6 +108,13 @@ def peak_memory_bytes():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def versions():
+  """{name: version} of this package, of Python and of what a result depends on."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  own = {'abd_jax': __version__, 'python': platform.python_version()}
+  return {**own, **{name: importlib.metadata.version(name) for name in packages}}
+
+
 def make_results(config, dataset, tasks, record, memory_held) -> Results:
   """The results of a finished run, from what its record has measured."""
   seconds = {name: round(value, 3) for name, value in record.seconds.items()}
@@ -115,8 +122,6 @@ def make_results(config, dataset, tasks, record, memory_held) -> Results:
       kind: float(f'{count / record.seconds[kind]:.5g}') if count else None
       for kind, count in record.steps.items()
   }
-  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-  versions = {'abd_jax': __version__, 'python': platform.python_version()}
   # As the paper counts what replay costs: every channel of every pixel, beside the parameters.
   height, width, channels = tasks.image_shape
   memory_held = {**memory_held, 'image_values': memory_held['images'] * height * width * channels}
@@ -141,7 +146,7 @@ def make_results(config, dataset, tasks, record, memory_held) -> Results:
       steps_per_second=rates,
       peak_memory_bytes=record.peak_memory_bytes,
       device=jax.devices()[0].device_kind,
-      versions={**versions, **{name: importlib.metadata.version(name) for name in packages}},
+      versions=versions(),
       config=_flags_of(config),
       synthetic_confidence=record.synthetic_confidence,
   )
