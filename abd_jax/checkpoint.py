@@ -1,7 +1,12 @@
 """What a stopped run needs to go on, through Orbax; and the signal that it should stop."""
 
+import contextlib
+import fcntl
+import hashlib
 import json
+import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +18,8 @@ import orbax.checkpoint as ocp
 
 from abd_jax import config as config_lib
 from abd_jax import processes
-from abd_jax.errors import UserError
+from abd_jax.errors import NotFinite, UserError
+from abd_jax.parallel import compiling
 
 
 class Preempted(SystemExit):
@@ -24,10 +30,16 @@ class Preempted(SystemExit):
 
 
 class StopSignal:
-  """While entered, SIGTERM asks the run to save and stop; a second one ends it at once."""
+  """While entered, SIGTERM asks the run to save and stop; a second one ends it at once.
+
+  Python handles no signal while a compilation keeps it, which may last longer than a machine about to go: a thread
+  listens then. Phases are saved before their steps are compiled, so it loses nothing when it ends the process.
+  """
 
   def __init__(self):
     self.received = False
+    self.wait_for_save = lambda: None  # what a run still has to write, when it is ended
+    self._left = threading.Event()
     self._previous = None
 
   def _receive(self, number, frame):
@@ -38,11 +50,28 @@ class StopSignal:
   def __enter__(self):
     if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
       self._previous = signal.signal(signal.SIGTERM, self._receive)
+      heard, self._signals = os.pipe()
+      os.set_blocking(self._signals, False)
+      self._previous_signals = signal.set_wakeup_fd(self._signals)
+      threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
     return self
+
+  def _listen(self, heard):
+    with os.fdopen(heard, 'rb', buffering=0) as numbers:
+      while (number := numbers.read(1)) and number[0] != signal.SIGTERM:
+        pass
+    while number and not self._left.wait(0.1):
+      if compiling():
+        self.wait_for_save()
+        print('Told to stop: the same command goes on from the last checkpoint.', file=sys.stderr, flush=True)
+        os._exit(Preempted().code)
 
   def __exit__(self, *exception):
     if self._previous is not None:
+      self._left.set()
       signal.signal(signal.SIGTERM, self._previous)
+      signal.set_wakeup_fd(self._previous_signals)
+      os.close(self._signals)
 
 
 # Saving and restoring are no meeting of all processes.
@@ -86,12 +115,18 @@ class Checkpoints:
     return time.monotonic() - self._saved_at >= self._seconds
 
   def save(self, states, record):
-    """Writes in the background. `states` is a dict of pytrees, `record` what JSON can say."""
+    """Writes in the background. `states` is a dict of pytrees, `record` what JSON can say.
+
+    Raises:
+      NotFinite: the states are not worth going on from; nothing is written.
+    """
     self._saved_at = time.monotonic()
-    if self._manager is None:
-      return
     # Copies: the next step may be given the very buffers that are being written.
     arrays = jax.tree.map(np.array, flax.serialization.to_state_dict(states))
+    _check_finite(arrays)
+    if self._manager is None:
+      return
+    record = {**record, _DIGEST: _digest(record, arrays)}
     self._number += 1
     items = ocp.args.Composite(states=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
     self._manager.save(self._number, args=items)
@@ -126,10 +161,13 @@ class Checkpoints:
     for number in numbers:
       try:
         record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))['record']
-        structure = like(record)
+        structure = like({name: value for name, value in record.items() if name != _DIGEST})
         template = jax.tree.map(_on_one_device, flax.serialization.to_state_dict(structure))
         items = ocp.args.Composite(states=ocp.args.StandardRestore(template))
-        return record, self._manager.restore(number, args=items)['states']
+        arrays = self._manager.restore(number, args=items)['states']
+        if record.pop(_DIGEST) != _digest(record, arrays):
+          raise ValueError(f'checkpoint {number} is not what was written')
+        return record, arrays
       except Exception as error:  # whatever Orbax meets in a damaged folder: the one before may be whole
         failure = error
     if numbers:
@@ -149,9 +187,49 @@ class Checkpoints:
       self._manager.close()
 
 
+# Of a record: what vouches for it and for the states beside it.
+_DIGEST = 'sha256'
+
+
+def _digest(record, arrays):
+  """The SHA-256, in hexadecimal, of a record without its digest and of a dict of arrays."""
+  digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+  for path, leaf in jax.tree.leaves_with_path(arrays):
+    leaf = np.ascontiguousarray(leaf)
+    digest.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode())
+    digest.update(leaf.data)
+  return digest.hexdigest()
+
+
+def _check_finite(arrays):
+  for path, leaf in jax.tree.leaves_with_path(arrays):
+    if not np.all(np.isfinite(leaf)):
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      raise NotFinite(f'{name} holds values that are not finite.')
+
+
 def _on_one_device(leaf):
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+# Held by a run for as long as it lasts.
+_LOCK = '.lock'
+
+
+@contextlib.contextmanager
+def hold_workdir(workdir):
+  """Keeps other runs out of an existing workdir while entered; the lock goes with the process, whatever ends it.
+
+  Raises:
+    UserError: another run has it.
+  """
+  with (Path(workdir) / _LOCK).open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(f'--workdir={workdir} is in use by another run: wait for its end, or choose another.') from None
+    yield
 
 
 def claim_workdir(config, workdir):
@@ -175,7 +253,7 @@ def check_workdir(config, workdir):
     probe.unlink()
   except OSError as error:
     raise UserError(f'--workdir={workdir} cannot be written: {error.strerror}.') from None
-  if config.resume == 'never' and any(workdir.iterdir()):
+  if config.resume == 'never' and any(entry.name != _LOCK for entry in workdir.iterdir()):
     raise UserError(f'--workdir={workdir} is not empty and --resume=never: choose another, or --resume=auto.')
   if flags_file.exists():
     name = config_lib.differing_flag(config, theirs := config_lib.from_flagfile(flags_file))

@@ -130,6 +130,11 @@ class Config:
                                ' epoch, or 100 of the inversion', at_least=0, identity=False)
   compilation_cache: str = _field('', 'a folder that keeps compilations for later processes; empty: none',
                                   identity=False)
+  on_nan: str = _field('stop', 'when a loss or a state is not finite: stop: end with a sentence; rollback: back to the'
+                       ' last checkpoint, three times at most, and on with other draws', choices=('stop', 'rollback'),
+                       identity=False)
+  debug_nans: bool = _field(False, 'find the operation that first gave no number, slowly (jax_debug_nans)',
+                            identity=False)
   checkpoint_seconds: float = _field(60.0, 'at most so long between two checkpoints', at_least=0, identity=False)
   resume: str = _field('auto', 'auto: go on where the workdir\'s run stopped; never: refuse a workdir in use',
                        choices=('auto', 'never'), identity=False)

@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
   """A sentence to print without a traceback; the process ends with status 2."""
+
+
+class NotFinite(UserError):
+  """Training went to infinity or to no number: says what did, and where."""

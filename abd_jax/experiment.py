@@ -6,6 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -69,6 +70,7 @@ def launch(defaults: Config, do=None):
       processes.join(config.distributed)
     if config.compilation_cache:
       keep_compilations(Path(config.compilation_cache).expanduser())
+    jax.config.update('jax_debug_nans', config.debug_nans)
     (do or run_all)(config)
 
   start(lambda: config_lib.define_flags(defaults), with_config)

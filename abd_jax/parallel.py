@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _AXIS = 'data'
 _compile_seconds = 0.0
+_compiling = False
 
 
 def _count_compilation(event, seconds, **kwargs):
@@ -26,6 +27,11 @@ jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 def compile_seconds():
   """Seconds that this process has spent lowering and compiling so far."""
   return _compile_seconds
+
+
+def compiling():
+  """Whether a `CompiledStep` is being traced and compiled, which keeps Python from everything else."""
+  return _compiling
 
 
 def compiler_options(*, runs_once=False):
@@ -108,6 +114,8 @@ class CompiledStep:
   def __init__(self, step, *, donate=(), axis=None):
     @functools.wraps(step)
     def traced(*args):
+      global _compiling
+      _compiling = True
       self.traces += 1
       return step(*args)
 
@@ -126,8 +134,12 @@ class CompiledStep:
       self.jitted = functools.partial(mapped, np.arange(jax.local_device_count()))
 
   def __call__(self, *args):
+    global _compiling
     traces = self.traces
-    result = self.jitted(*args)
+    try:
+      result = self.jitted(*args)
+    finally:
+      _compiling = False
     if self.traces > traces:
       _return_freed_memory()
     return result

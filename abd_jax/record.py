@@ -14,7 +14,8 @@ _COUNTED = ('inversion', 'train')
 class Record:
   """What a checkpoint says in JSON.
 
-  `phase` counts the inversion and the method's phases within a task, `step` within a phase.
+  `phase` counts the inversion and the method's phases within a task, `step` within a phase; `rollbacks` how often
+  training was taken back to a checkpoint, to go on with other draws.
   """
 
   task: int = 0
@@ -28,6 +29,7 @@ class Record:
   steps: dict = dataclasses.field(default_factory=lambda: dict.fromkeys(_COUNTED, 0))
   peak_memory_bytes: int = 0
   synthetic_confidence: list = dataclasses.field(default_factory=list)
+  rollbacks: int = 0
 
   @property
   def place(self):

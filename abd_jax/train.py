@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -12,11 +13,19 @@ import numpy as np
 from abd_jax import metrics as metrics_lib
 from abd_jax import processes, report, states
 from abd_jax import results as results_lib
-from abd_jax.checkpoint import Checkpoints, MetricsLog, Preempted, StopSignal, claim_workdir
+from abd_jax.checkpoint import (
+    Checkpoints,
+    MetricsLog,
+    Preempted,
+    StopSignal,
+    check_workdir,
+    claim_workdir,
+    hold_workdir,
+)
 from abd_jax.data import TaskSequence, coreset, load
 from abd_jax.data.feed import feed
 from abd_jax.data.streams import Streams
-from abd_jax.errors import UserError
+from abd_jax.errors import NotFinite, UserError
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Reads
 from abd_jax.models import generator_for, make_generator
@@ -29,6 +38,9 @@ from abd_jax.steps import Address
 
 # The device may lag so many calls behind the loop: enough to keep it busy, little to wait for when asked to stop.
 CALLS_IN_FLIGHT = 2
+
+# Draws that do without what led astray, until it must be something else.
+_MOST_ROLLBACKS = 3
 
 
 def run(config, workdir, dataset=None, stop=None):
@@ -45,6 +57,7 @@ def run(config, workdir, dataset=None, stop=None):
 
   Raises:
     UserError: something the user can mend, before anything is trained.
+    NotFinite: training went astray, and may not be rolled back or was too often.
     Preempted: SIGTERM came; everything is saved.
   """
   dataset = dataset or load(config.dataset, config.data_dir, config.verify_checksum)
@@ -81,13 +94,23 @@ def learn_task(config, workdir, dataset, tasks, task, student, stop=None):
 def _opened(config, workdir, dataset, tasks, stop, label, num_tasks):
   """A `_Run` in a workdir that is its own, with what has to be closed after it."""
   workdir = Path(workdir)
-  processes.on_first(lambda: claim_workdir(config, workdir))
   with (
+      contextlib.ExitStack() as held,
       contextlib.nullcontext(stop) if stop else StopSignal() as stop,
-      contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)) as checkpoints,
       contextlib.closing(Progress(label, num_tasks)) as progress,
   ):
+    processes.on_first(lambda: _claim(config, workdir, held))
+    checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)))
+    stop.wait_for_save = checkpoints.wait
     yield _Run(config, workdir, dataset, tasks, checkpoints, stop, progress)
+
+
+def _claim(config, workdir, held):
+  """Makes the workdir this run's, for as long as `held` is open."""
+  # Before it is held, since that leaves a file; and by `claim_workdir` after, since another may have come between.
+  check_workdir(config, workdir)
+  held.enter_context(hold_workdir(workdir))
+  claim_workdir(config, workdir)
 
 
 def check(config, dataset):
@@ -124,9 +147,30 @@ def check(config, dataset):
   return tasks
 
 
+class _Call(NamedTuple):
+  """A call of a compiled step: metrics f32[L], of which the first `count` mean something; the first is of `step`."""
+
+  metrics: dict
+  count: int
+  step: int
+
+
 def _means(calls):
-  """{name: mean over steps} of [({name: f32[L]}, how many of the L steps were made)]."""
-  return {name: float(np.mean(np.concatenate([said[name][:count] for said, count in calls]))) for name in calls[0][0]}
+  """{name: mean over steps} of the metrics of some calls, on the host."""
+  return {
+      name: float(np.mean(np.concatenate([call.metrics[name][: call.count] for call in calls])))
+      for name in calls[0].metrics
+  }
+
+
+def _check_finite(calls, task, phase):
+  """Raises `NotFinite` with the first step at which a metric of some calls is not finite."""
+  for call in calls:
+    for name, values in call.metrics.items():
+      bad = np.flatnonzero(~np.isfinite(np.asarray(values)[: call.count]))
+      if len(bad):
+        value = float(values[bad[0]])
+        raise NotFinite(f'Task {task + 1}, {phase}, step {call.step + bad[0] + 1}: {name} is {value}.')
 
 
 class _Run:
@@ -146,11 +190,11 @@ class _Run:
 
   def execute(self):
     self._restore()
-    record = self._record
     last = self._config.stop_after_task or self._config.num_tasks
-    if record.task >= last and processes.is_first() and (self._workdir / 'results.json').exists():
+    if self._record.task >= last and processes.is_first() and (self._workdir / 'results.json').exists():
       return results_lib.Results.load(self._workdir)
-    for task in range(record.task, last):
+    while self._record.task < last:
+      task = self._record.task
       self._learn_task(task)
       self._evaluate(task)
       self._teacher = None
@@ -169,7 +213,14 @@ class _Run:
     return self._student
 
   def _learn_task(self, task):
-    """All phases of a task, from where the record stands."""
+    """All phases of a task, from where the record stands; taken back where that went astray, if the run may."""
+    while True:
+      try:
+        return self._learn_phases(task)
+      except NotFinite as error:
+        self._roll_back(error)
+
+  def _learn_phases(self, task):
     record = self._record
     if record.phase == record.step == 0:
       self._begin(task)
@@ -199,7 +250,11 @@ class _Run:
 
   def _place(self, task, address, step=0):
     """i32[4]: where the keys of a step are found."""
-    return np.array([self._config.seed, task, address, step], np.int32)
+    return np.array([self._config.seed, task, self._redrawn(address), step], np.int32)
+
+  def _redrawn(self, address):
+    """The address of other draws after each rollback."""
+    return int(address) + 2 * Address.LEARN * self._record.rollbacks
 
   # What a task starts with.
 
@@ -247,7 +302,7 @@ class _Run:
         crop=self._config.augmentation.resized_crop,
         batch_size=self._streams.batch_size(phase, settings.batch_size, jax.device_count()),
         steps_per_call=self._programs.learn_steps,
-        address=(self._config.seed, task, int(address)),
+        address=(self._config.seed, task, self._redrawn(address)),
     )
     seen = self._tasks.seen(task)
     past = 0 if self._method.cumulative else self._tasks.past(task)
@@ -285,21 +340,25 @@ class _Run:
     with record.timed(kind) as clock:
       while record.step < total:
         count = min(steps_per_call, epoch_steps - record.step % epoch_steps, total - record.step)
-        recent.append((advance(record.step, count), count))
-        jax.block_until_ready(recent[-CALLS_IN_FLIGHT:][0])
+        recent.append(_Call(advance(record.step, count), count, record.step))
+        jax.block_until_ready(recent[-CALLS_IN_FLIGHT:][0].metrics)
+        _check_finite(recent[-CALLS_IN_FLIGHT:][:1], task, name)
         record.step += count
         record.steps[kind] += count
         self._progress.step(record.step)
         if record.step % epoch_steps == 0 or record.step == total:
-          means = _means(jax.device_get(recent))
+          recent = jax.device_get(recent)
+          _check_finite(recent, task, name)
+          means = _means(recent)
           epoch = -(-record.step // epoch_steps)
-          steps = sum(count for _, count in recent)
+          steps = sum(call.count for call in recent)
           self._log.write(record.place, task=task + 1, phase=name, epoch=epoch, steps=steps, **means)
           self._progress.epoch(record.step, means)
-          recent.clear()
+          recent = []
         stop = processes.on_any(self._stop.received)
         if stop or self._checkpoints.due:
           clock()
+          _check_finite(recent, task, name)
           self._save()
           self._stop_if_asked(stop)
 
@@ -350,7 +409,28 @@ class _Run:
     self._record.peak_memory_bytes = max(self._record.peak_memory_bytes, results_lib.peak_memory_bytes())
     self._record.seconds['total'] += time.monotonic() - self._saved_at
     self._saved_at = time.monotonic()
-    self._checkpoints.save(self._states(), dataclasses.asdict(self._record))
+    try:
+      self._checkpoints.save(self._states(), dataclasses.asdict(self._record))
+    except NotFinite as error:
+      raise NotFinite(f'Task {self._record.task + 1}, step {self._record.step}: {error}') from None
+
+  def _roll_back(self, error):
+    """Back to the last checkpoint, for another draw.
+
+    Raises:
+      NotFinite: the run may not, or has done so too often.
+    """
+    rollbacks = self._record.rollbacks + 1
+    self._checkpoints.wait()
+    if self._config.on_nan == 'stop' or rollbacks > _MOST_ROLLBACKS:
+      raise NotFinite(
+          f'{error} The last state before it is kept in {self._workdir / "checkpoints"}. A lower --learning_rate or'
+          ' --generator_learning_rate may help, or --on_nan=rollback.'
+      ) from None
+    self._progress.say(f'{error} Back to the last checkpoint, rollback {rollbacks} of {_MOST_ROLLBACKS}.')
+    self._restore()
+    self._record.rollbacks = rollbacks
+    self._log.write(self._record.place, rollback=rollbacks, reason=str(error))
 
   def _restore(self):
     """Goes to the latest checkpoint, where there is one."""
