@@ -135,6 +135,7 @@ class Config:
                        identity=False)
   debug_nans: bool = _field(False, 'find the operation that first gave no number, slowly (jax_debug_nans)',
                             identity=False)
+  tensorboard: bool = _field(False, 'write event files for TensorBoard into the workdir too', identity=False)
   checkpoint_seconds: float = _field(60.0, 'at most so long between two checkpoints', at_least=0, identity=False)
   resume: str = _field('auto', 'auto: go on where the workdir\'s run stopped; never: refuse a workdir in use',
                        choices=('auto', 'never'), identity=False)

@@ -11,7 +11,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from abd_jax import config as config_lib
-from abd_jax import processes, tables, train, upper_bounds
+from abd_jax import pages, processes, tables, train, upper_bounds
 from abd_jax.checkpoint import StopSignal, check_workdir
 from abd_jax.config import Config
 from abd_jax.data import load
@@ -92,6 +92,9 @@ def run_all(config):
     results = [train.run(one, workdir, dataset, stop) for one, workdir in runs]
   if processes.is_first():
     results = _with_omega(config, runs, results, stored)
+    if len(runs) > 1:
+      shown = [pages.Run(one, workdir) for one, (_, workdir) in zip(results, runs, strict=True)]
+      pages.save_collection(Path(config.workdir).expanduser() / 'report.html', shown)
     print('\n' + tables.markdown(tables.collate(results)), end='')
     print(f'Everything is in {Path(config.workdir).expanduser()}', flush=True)
   return results
@@ -113,6 +116,7 @@ def _with_omega(config, runs, results, stored):
     found.append(upper_bounds.with_omega(before, kept + fresh if config.upper_bound else fresh + kept))
     if found[-1] != before:
       found[-1].save(workdir / 'results.json')
+      pages.save_run(workdir, found[-1])
   return found
 
 

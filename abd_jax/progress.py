@@ -1,4 +1,4 @@
-"""What a run says while it goes: a live line on a terminal, a line an epoch elsewhere."""
+"""What a run says while it goes: live bars on a terminal, a line an epoch elsewhere."""
 
 import sys
 import time
@@ -12,50 +12,86 @@ def _duration(seconds):
 
 
 class Progress:
-  """Shows task, phase, step, rate and time left of a phase."""
+  """Shows the task, the phase within it and the step within that, with rate and time left of the phase."""
 
   def __init__(self, label, num_tasks, stream=None):
     """`label` names the run; `stream` defaults to standard output. Of several processes the first one speaks."""
     self._label, self._num_tasks = label, num_tasks
     self._stream = stream or sys.stdout
-    self._live = None
-    if self._stream.isatty() and processes.is_first():
-      from rich import console, live
+    self._bars = _Bars(label, num_tasks, self._stream) if self._stream.isatty() and processes.is_first() else None
 
-      self._live = live.Live(console=console.Console(file=self._stream), refresh_per_second=4, transient=True)
-      self._live.start()
-
-  def begin(self, task, phase, done, total):
-    """A phase of `total` steps starts, or goes on from `done`."""
-    self._place = f'{self._label}  task {task}/{self._num_tasks}  {phase}'
+  def begin(self, task, name, phase, phases, done, total):
+    """Phase `name`, the `phase`-th of `phases` in a task, of `total` steps, starts, or goes on from `done`."""
+    self._place = f'{self._label}  task {task}/{self._num_tasks}  {name}'
     self._first, self._total, self._since = done, total, time.monotonic()
+    if self._bars:
+      self._bars.begin(task, name, phase, phases, done, total)
 
   def step(self, done):
     """So many steps are done."""
-    if self._live:
-      from rich.text import Text
-
-      self._live.update(Text(self._line(done)))
+    if self._bars:
+      rate, left = self._pace(done)
+      self._bars.step(done, f'{rate:.1f} steps/s  {left} left')
 
   def epoch(self, done, metrics):
     """An epoch, or as many steps of the inversion, ends."""
-    if not self._live:
-      figures = '  '.join(f'{name} {value:.4g}' for name, value in metrics.items())
-      self.say(f'{self._line(done)}  {figures}')
+    figures = '  '.join(f'{name} {value:.4g}' for name, value in metrics.items())
+    if self._bars:
+      self._bars.figures(figures)
+    else:
+      rate, left = self._pace(done)
+      self.say(f'{self._place}  step {done}/{self._total}  {rate:.1f} steps/s  {left} left  {figures}')
 
-  def _line(self, done):
+  def _pace(self, done):
+    """Steps a second, and the time that the rest of the phase takes at this rate."""
     elapsed = max(time.monotonic() - self._since, 1e-9)
     rate = max(done - self._first, 1e-9) / elapsed
-    left = _duration((self._total - done) / rate)
-    return f'{self._place}  step {done}/{self._total}  {rate:.1f} steps/s  {left} left'
+    return rate, _duration((self._total - done) / rate)
 
   def say(self, text):
     """A line that stays."""
-    if self._live:
-      self._live.console.print(text, markup=False, highlight=False)
+    if self._bars:
+      self._bars.say(text)
     elif processes.is_first():
       print(text, file=self._stream, flush=True)
 
   def close(self):
-    if self._live:
-      self._live.stop()
+    if self._bars:
+      self._bars.close()
+
+
+class _Bars:
+  """Three bars, one within the other, and the figures of the last epoch below; gone when the run ends."""
+
+  def __init__(self, label, num_tasks, stream):
+    from rich import console, progress
+
+    # As narrow as a terminal of 80 columns: what is in the last column is cut first.
+    self._live = progress.Progress(
+        progress.TextColumn('{task.description}', markup=False),
+        progress.BarColumn(bar_width=20),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn('{task.fields[said]}', markup=False),
+        console=console.Console(file=stream), refresh_per_second=4, transient=True,
+    )
+    self._task = self._live.add_task(label, total=num_tasks, said='tasks')
+    self._phase = self._live.add_task('', total=None, said='phases', visible=False)
+    self._step = self._live.add_task('', total=None, said='', visible=False)
+    self._live.start()
+
+  def begin(self, task, name, phase, phases, done, total):
+    self._live.update(self._task, completed=task - 1)
+    self._live.update(self._phase, description=f'  task {task}', completed=phase - 1, total=phases, visible=True)
+    self._live.update(self._step, description=f'    {name}', completed=done, total=total, said='', visible=True)
+
+  def step(self, done, said):
+    self._live.update(self._step, completed=done, said=said)
+
+  def figures(self, text):
+    self._live.update(self._phase, said=f'phases  {text}')
+
+  def say(self, text):
+    self._live.console.print(text, markup=False, highlight=False)
+
+  def close(self):
+    self._live.stop()

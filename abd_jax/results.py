@@ -16,14 +16,15 @@ from abd_jax import config as config_lib
 from abd_jax.checkpoint import write_whole
 from abd_jax.errors import UserError
 
-_PLACES = ('workdir', 'data_dir', 'seeds', 'compilation_cache', 'upper_bound')
+_PLACES = ('workdir', 'data_dir', 'seeds', 'compilation_cache', 'upper_bound', 'tensorboard')
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
   """results.json. Accuracies are percentages on test images; see `metrics` for the definitions.
 
-  `synthetic_confidence` is the teacher's mean confidence in a sample of synthetic images, for each task that had them.
+  `synthetic_confidence` is the teacher's mean confidence in a sample of synthetic images, for each task that had them;
+  `class_names` are those of `class_order`.
   """
 
   method: str
@@ -49,6 +50,7 @@ class Results:
   versions: dict
   config: dict
   synthetic_confidence: list = dataclasses.field(default_factory=list)
+  class_names: list = dataclasses.field(default_factory=list)
 
   @property
   def local_accuracy(self):
@@ -116,7 +118,7 @@ def versions():
 
 
 def make_results(config, dataset, tasks, record, memory_held) -> Results:
-  """The results of a finished run, from what its record has measured."""
+  """The results of a run after one task or more, from what its record has measured."""
   seconds = {name: round(value, 3) for name, value in record.seconds.items()}
   rates: dict[str, Any] = {
       kind: float(f'{count / record.seconds[kind]:.5g}') if count else None
@@ -149,4 +151,5 @@ def make_results(config, dataset, tasks, record, memory_held) -> Results:
       versions=versions(),
       config=_flags_of(config),
       synthetic_confidence=record.synthetic_confidence,
+      class_names=[str(dataset.class_names[index]) for index in tasks.order],
   )

@@ -22,6 +22,7 @@ class Metric:
 
   Attributes:
     title: its head.
+    definition: what it is, in a sentence.
     of: a run's figure, or None where it has none.
     digits: after the point.
     spread: whether the standard deviation over seeds is of interest.
@@ -29,6 +30,7 @@ class Metric:
   """
 
   title: str
+  definition: str
   of: Callable[[Results], float | None]
   digits: int = 1
   spread: bool = True
@@ -37,22 +39,47 @@ class Metric:
 
 METRICS = {
     'final_accuracy': Metric(
-        'final accuracy A_N %', lambda r: r.final_accuracy, published=lambda f: (f.final_accuracy, f.spread)
+        'final accuracy A_N %',
+        'Share of the test images of all classes that are named rightly after the last task, all classes competing.',
+        lambda r: r.final_accuracy, published=lambda f: (f.final_accuracy, f.spread),
     ),
     'omega': Metric(
-        'Omega %', lambda r: None if r.omega is None else 100 * r.omega, published=lambda f: (f.omega, None)
+        'Omega %',
+        'Mean over tasks of the accuracy as a share of the upper bound\'s, which sees all images so far (Eq. 17).',
+        lambda r: None if r.omega is None else 100 * r.omega, published=lambda f: (f.omega, None),
     ),
-    'average_accuracy': Metric('average accuracy %', lambda r: r.average_accuracy),
-    'forgetting': Metric('forgetting', lambda r: r.forgetting),
-    'backward_transfer': Metric('backward transfer', lambda r: r.backward_transfer),
-    'local_accuracy': Metric('task-known accuracy %', lambda r: r.local_accuracy),
-    'parameters': Metric('parameters held', lambda r: r.memory_held['parameters'], digits=0, spread=False),
+    'average_accuracy': Metric(
+        'average accuracy %', 'Mean over tasks of the accuracy after each, on all classes seen by then.',
+        lambda r: r.average_accuracy,
+    ),
+    'forgetting': Metric(
+        'forgetting', 'Points from the best accuracy a task ever had down to its last one, mean over earlier tasks.',
+        lambda r: r.forgetting,
+    ),
+    'backward_transfer': Metric(
+        'backward transfer', 'Points from the accuracy of a task when new to its last one, mean over earlier tasks.',
+        lambda r: r.backward_transfer,
+    ),
+    'local_accuracy': Metric(
+        'task-known accuracy %', 'Mean over tasks of the last accuracy, only the classes of its task competing.',
+        lambda r: r.local_accuracy,
+    ),
+    'parameters': Metric(
+        'parameters held', 'Numbers in the networks that are kept from task to task.',
+        lambda r: r.memory_held['parameters'], digits=0, spread=False,
+    ),
     'image_values': Metric(
-        'image values held', lambda r: r.memory_held.get('image_values', 0 if not r.memory_held['images'] else None),
-        digits=0, spread=False,
+        'image values held', 'Every channel of every pixel of the old images that are kept.',
+        lambda r: r.memory_held.get('image_values', 0 if not r.memory_held['images'] else None), digits=0, spread=False,
     ),
-    'seconds_per_batch': Metric('seconds a batch', lambda r: r.seconds_per_batch, digits=3, spread=False),
-    'minutes': Metric('minutes a run', lambda r: r.seconds['total'] / 60, spread=False),
+    'seconds_per_batch': Metric(
+        'seconds a batch', 'A step of learning, mean over tasks; inversion, evaluation and compilation apart.',
+        lambda r: r.seconds_per_batch, digits=3, spread=False,
+    ),
+    'minutes': Metric(
+        'minutes a run', 'From start to end, all included, on the machine of the run.',
+        lambda r: r.seconds['total'] / 60, spread=False,
+    ),
 }
 SHORT = ('final_accuracy', 'omega', 'average_accuracy', 'forgetting', 'minutes')
 
@@ -68,7 +95,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A method with its switches: a cell, and a published one, for each metric that has any."""
+  """A method with its switches: a cell, and a published one, for each metric that has any; and the runs behind it."""
 
   method: str
   switches: str
@@ -76,6 +103,7 @@ class Row:
   seeds: tuple[int, ...]
   cells: dict[str, Cell]
   published: dict[str, Cell]
+  runs: tuple[Results, ...] = ()
 
   @property
   def label(self):
@@ -178,7 +206,7 @@ def _row(runs, usual, apart):
   # An ablated method is another method to the literature, which gives it no figure.
   figure = _published_of([first]).get(first.method) if first.config.get('ablate', 'none') == 'none' else None
   published = _published_cells(figure) if figure else {}
-  return Row(first.method, switches, REPLAY.get(first.method, ''), seeds, cells, published)
+  return Row(first.method, switches, REPLAY.get(first.method, ''), seeds, cells, published, tuple(runs))
 
 
 def _published_of(runs):
@@ -204,8 +232,8 @@ def _paper_order(row):
 # From tables to text.
 
 
-def _figure(cell, metric, row_seeds=None):
-  """'mean ± standard deviation', with the number of seeds where it is not the row's."""
+def cell_text(cell, metric, row_seeds=None):
+  """A cell as text: 'mean ± standard deviation', with the number of seeds where it is not the row's."""
   if cell is None:
     return ''
   text = f'{cell.mean:,.{metric.digits}f}' if metric.digits == 0 else f'{cell.mean:.{metric.digits}f}'
@@ -213,7 +241,7 @@ def _figure(cell, metric, row_seeds=None):
   return text if row_seeds is None or cell.seeds == row_seeds else f'{text} (n={cell.seeds})'
 
 
-def _text_rows(table, metrics):
+def text_rows(table, metrics=SHORT):
   """[head, *rows] of cells as text."""
   columns = table.columns(metrics)
   head = ['method', 'replay', 'seeds']
@@ -221,8 +249,8 @@ def _text_rows(table, metrics):
   rows = []
   for row in table.rows:
     cells = [
-        _figure(row.published.get(name), METRICS[name]) if published
-        else _figure(row.cells.get(name), METRICS[name], len(row.seeds))
+        cell_text(row.published.get(name), METRICS[name]) if published
+        else cell_text(row.cells.get(name), METRICS[name], len(row.seeds))
         for name, published in columns
     ]
     rows.append([row.label, row.replay, ', '.join(map(str, row.seeds)), *cells])
@@ -233,7 +261,7 @@ def markdown(tables, metrics=SHORT):
   """The tables as Markdown; `metrics` are names in `METRICS`."""
   text = ''
   for table in tables:
-    head, *rows = _text_rows(table, metrics)
+    head, *rows = text_rows(table, metrics)
     text += f'**{table.dataset}**, {table.setting()}\n\n'
     text += '| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|\n'
     text += ''.join('| ' + ' | '.join(row) + ' |\n' for row in rows) + '\n'
@@ -255,7 +283,7 @@ def latex(tables, metrics=SHORT):
   r"""The tables as LaTeX, for \usepackage{booktabs}."""
   text = ''
   for table in tables:
-    head, *rows = ([_escape(cell) for cell in row] for row in _text_rows(table, metrics))
+    head, *rows = ([_escape(cell) for cell in row] for row in text_rows(table, metrics))
     caption = _escape(f'{table.dataset}, {table.setting()}; mean ± population standard deviation over seeds.')
     lines = [' & '.join(row) + r' \\' for row in rows]
     text += '\n'.join([

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from abd_jax import metrics as metrics_lib
-from abd_jax import processes, report, states
+from abd_jax import pages, processes, states
 from abd_jax import results as results_lib
 from abd_jax.checkpoint import (
     Checkpoints,
@@ -31,10 +31,12 @@ from abd_jax.methods.interface import Reads
 from abd_jax.models import generator_for, make_generator
 from abd_jax.networks import networks_for
 from abd_jax.parallel import put
+from abd_jax.pictures import Synthetic
 from abd_jax.programs import INVERSION_EPOCH, in_batches, programs_for
 from abd_jax.progress import Progress
 from abd_jax.record import Record
 from abd_jax.steps import Address
+from abd_jax.tensorboard import EventFiles
 
 # The device may lag so many calls behind the loop: enough to keep it busy, little to wait for when asked to stop.
 CALLS_IN_FLIGHT = 2
@@ -102,7 +104,8 @@ def _opened(config, workdir, dataset, tasks, stop, label, num_tasks):
     processes.on_first(lambda: _claim(config, workdir, held))
     checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)))
     stop.wait_for_save = checkpoints.wait
-    yield _Run(config, workdir, dataset, tasks, checkpoints, stop, progress)
+    log = held.enter_context(contextlib.closing(MetricsLog(workdir / 'metrics.jsonl', *_mirrors(config, workdir))))
+    yield _Run(config, workdir, dataset, tasks, checkpoints, log, stop, progress)
 
 
 def _claim(config, workdir, held):
@@ -111,6 +114,14 @@ def _claim(config, workdir, held):
   check_workdir(config, workdir)
   held.enter_context(hold_workdir(workdir))
   claim_workdir(config, workdir)
+
+
+def _mirrors(config, workdir):
+  """What `MetricsLog` is mirrored by; of several processes the first one has it."""
+  found = []
+  if config.tensorboard:
+    processes.on_first(lambda: found.append(EventFiles(workdir)))
+  return found
 
 
 def check(config, dataset):
@@ -176,17 +187,16 @@ def _check_finite(calls, task, phase):
 class _Run:
   """One run in this process. The states are replaced, never changed; the record is what changes."""
 
-  def __init__(self, config, workdir, dataset, tasks, checkpoints, stop, progress):
+  def __init__(self, config, workdir, dataset, tasks, checkpoints, log, stop, progress):
     self._config, self._workdir, self._dataset, self._tasks = config, workdir, dataset, tasks
-    self._checkpoints, self._stop, self._progress = checkpoints, stop, progress
+    self._checkpoints, self._log, self._stop, self._progress = checkpoints, log, stop, progress
     self._method = METHODS[config.method]
     self._programs = programs_for(config, tasks, dataset)
     self._streams = Streams(tasks, self._method, config.memory, config.seed)
     self._coreset = coreset.empty(self._streams.memory, tasks.image_shape) if self._method.coreset else None
-    self._log = MetricsLog(workdir / 'metrics.jsonl')
     self._record = Record()
     self._student = self._teacher = self._before = self._generator = None
-    self._saved_at = time.monotonic()
+    self._counted_at = time.monotonic()
 
   def execute(self):
     self._restore()
@@ -200,9 +210,14 @@ class _Run:
       self._teacher = None
       if self._config.inversion.generator_init == 'fresh' or self._config.inversion.inversion == 'images':
         self._generator = None  # images above all: they are the task's alone
+      if processes.is_first():
+        pages.save_run(self._workdir, self._results(), self._progress.say)
     self._save()
     self._checkpoints.wait()
-    return self._results()
+    results = self._results()
+    if processes.is_first():
+      results.save(self._workdir / 'results.json')
+    return results
 
   def lesson(self, task, student):
     """The student with one more task learned."""
@@ -286,11 +301,10 @@ class _Run:
     self._record.synthetic_confidence.append(float(np.mean(confidences)))
     if not processes.is_first():
       return
-    names = [self._dataset.class_names[self._tasks.order[label]] for label in np.asarray(labels)]
+    names = tuple(self._dataset.class_names[self._tasks.order[label]] for label in np.asarray(labels))
     try:
-      path = self._workdir / f'synthetic_task{task + 1}.png'
-      report.save_image_grid(path, np.asarray(images), names, np.asarray(confidences))
-    except ImportError as error:
+      Synthetic(task + 1, np.asarray(images), names, np.asarray(confidences)).save(self._workdir)
+    except (ImportError, OSError) as error:
       self._progress.say(f'No picture of the synthetic images: {error}.')
 
   def _learn(self, task, address, phase):
@@ -336,7 +350,7 @@ class _Run:
     record = self._record
     kind = 'inversion' if name == 'inversion' else 'train'
     recent = []
-    self._progress.begin(task + 1, name, record.step, total)
+    self._progress.begin(task + 1, name, record.phase + 1, len(self._plan(task)), record.step, total)
     with record.timed(kind) as clock:
       while record.step < total:
         count = min(steps_per_call, epoch_steps - record.step % epoch_steps, total - record.step)
@@ -407,8 +421,7 @@ class _Run:
   def _save(self):
     self._record.holds = sorted(self._states())
     self._record.peak_memory_bytes = max(self._record.peak_memory_bytes, results_lib.peak_memory_bytes())
-    self._record.seconds['total'] += time.monotonic() - self._saved_at
-    self._saved_at = time.monotonic()
+    self._count_time()
     try:
       self._checkpoints.save(self._states(), dataclasses.asdict(self._record))
     except NotFinite as error:
@@ -432,6 +445,11 @@ class _Run:
     self._record.rollbacks = rollbacks
     self._log.write(self._record.place, rollback=rollbacks, reason=str(error))
 
+  def _count_time(self):
+    now = time.monotonic()
+    self._record.seconds['total'] += now - self._counted_at
+    self._counted_at = now
+
   def _restore(self):
     """Goes to the latest checkpoint, where there is one."""
     place = self._place(0, 0)
@@ -452,6 +470,8 @@ class _Run:
     self._log.rewind(self._record.place)
 
   def _results(self):
+    """What the tasks so far have come to."""
+    self._count_time()
     record = self._record
     kept = [self._student.params] + ([self._generator.params] if self._generator else [])
     held = {
@@ -460,7 +480,4 @@ class _Run:
     }
     if self._method.cumulative:
       held['images'] = int(sum(self._tasks.train_sizes()[: record.task - 1]))
-    results = results_lib.make_results(self._config, self._dataset, self._tasks, record, held)
-    if processes.is_first():
-      results.save(self._workdir / 'results.json')
-    return results
+    return results_lib.make_results(self._config, self._dataset, self._tasks, record, held)

@@ -60,6 +60,8 @@ def test_a_comparison_ends_in_a_table_and_pictures(tmp_path):
   assert '| abd | synthetic | 0 |' in process.stdout and '| base | none | 0 |' in process.stdout
   assert (tmp_path / 'abd' / 'seed0' / 'synthetic_task2.png').stat().st_size > 1000
   assert (tmp_path / 'base' / 'seed0' / 'results.json').exists()
+  assert '<h1>2 runs compared</h1>' in (tmp_path / 'report.html').read_text()
+  assert '<h1>base on digits, seed 0</h1>' in (tmp_path / 'base' / 'seed0' / 'report.html').read_text()
   table = run('-m', 'abd_jax.report', str(tmp_path / 'abd' / 'seed0'), str(tmp_path / 'base' / 'seed0' / 'results.json'))
   assert table.returncode == 0 and '| base | none | 0 |' in table.stdout
   assert run('-m', 'abd_jax.report', str(tmp_path)).stdout == table.stdout
@@ -70,7 +72,7 @@ def test_a_comparison_ends_in_a_table_and_pictures(tmp_path):
 def test_importing_and_training_from_arrays_needs_none_of_the_lazy_packages(tmp_path):
   program = f"""
 import sys
-for name in ('tensorflow_datasets', 'sklearn', 'PIL', 'matplotlib', 'tensorflow', 'torch', 'tensorboardX'):
+for name in ('tensorflow_datasets', 'sklearn', 'PIL', 'matplotlib', 'tensorflow', 'torch', 'tensorboardX', 'jinja2'):
   sys.modules[name] = None  # importing it now raises
 import numpy as np
 from abd_jax import config, data, train

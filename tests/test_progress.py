@@ -1,0 +1,49 @@
+"""What a run says while it goes, to a terminal and to a file."""
+
+import io
+
+import pytest
+
+from abd_jax import progress
+
+
+class Terminal(io.StringIO):
+
+  def isatty(self):
+    return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Seconds that pass as the test says."""
+  now = [100.0]
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+  return now
+
+
+def told(stream, clock):
+  """A run that resumed at step 50 of its second task's inversion and made 70 more in 10 seconds."""
+  shown = progress.Progress('abd seed 0', 5, stream)
+  shown.begin(2, 'inversion', 1, 2, 50, 250)
+  clock[0] += 10
+  shown.step(120)
+  shown.epoch(120, {'loss': 1.25})
+  shown.say('a line [that] stays')
+  shown.close()
+  return stream.getvalue()
+
+
+def test_a_file_gets_a_line_an_epoch(clock):
+  # 70 steps in 10 s: 7 a second; the 130 left take 18.57 s.
+  assert told(io.StringIO(), clock).splitlines() == [
+      'abd seed 0  task 2/5  inversion  step 120/250  7.0 steps/s  0:00:18 left  loss 1.25', 'a line [that] stays'
+  ]
+
+
+def test_a_terminal_gets_three_bars_one_within_the_other(clock):
+  text = told(Terminal(), clock)
+  *_, tasks, phases, steps = [line for line in text.splitlines() if '/' in line]
+  assert 'abd seed 0' in tasks and '1/5' in tasks  # one task is done
+  assert 'task 2' in phases and '0/2' in phases and 'loss 1.25' in phases
+  assert 'inversion' in steps and '120/250' in steps and '7.0 steps/s  0:00:18 left' in steps
+  assert 'a line [that] stays' in text
