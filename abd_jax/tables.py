@@ -95,7 +95,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A method with its switches: a cell, and a published one, for each metric that has any; and the runs behind it."""
+  """A method with its switches: a cell, and a published one, for each metric that has any; and the runs behind them."""
 
   method: str
   switches: str

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from abd_jax import data, train
-from abd_jax.checkpoint import Preempted, StepCounter
+from abd_jax.checkpoint import MetricsLog, Preempted, StepCounter
 from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.pictures import load_synthetic
+from abd_jax.tensorboard import EventFiles
 from tests.test_train import TINY, StopAfter
 
 SHORT = with_values(TINY, dict(num_classes=4, num_tasks=2, tensorboard=True))
@@ -91,6 +92,18 @@ def test_a_run_that_went_without_has_them_when_told_later(run, dataset, tmp_path
   assert not (tmp_path / 'tensorboard').exists()
   train.run(SHORT, tmp_path, dataset)
   assert scalars(read(tmp_path)) == scalars(read(run[0]))
+
+
+def test_what_a_run_goes_back_over_is_written_once(tmp_path):
+  log = MetricsLog(tmp_path / 'metrics.jsonl', EventFiles(tmp_path))
+  log.rewind((0, 0, 0))
+  for step, loss in ((4, 1.0), (8, 100.0)):
+    log.write((0, 0, step), task=1, phase='learn', epoch=step // 4, steps=4, loss=loss)
+  log.rewind((0, 0, 4))
+  log.write((0, 0, 4), rollback=1, reason='Task 1, learn, step 9: loss is nan.')
+  log.write((0, 0, 8), task=1, phase='learn', epoch=2, steps=4, loss=0.5)
+  log.close()
+  assert scalars(read(tmp_path)) == {'learn/loss': [(4, 1.0), (8, 0.5)]}
 
 
 def test_no_tensorflow_is_loaded(run):
