@@ -274,7 +274,9 @@ def _data_uri(image_HWC):
 
 
 def _requirements(versions):
-  return ' '.join(f'{name}=={version}' for name, version in versions.items() if name not in ('abd_jax', 'python'))
+  """The packages of a run as pip knows them, but for this one, which is read from its repository."""
+  apart = {'python', 'abd_jax', 'abd-jax'}
+  return ' '.join(f'{name}=={version}' for name, version in versions.items() if name not in apart)
 
 
 def _flags(results):
