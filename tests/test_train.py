@@ -103,7 +103,7 @@ def test_the_workdir_holds_what_is_promised(whole_run):
   workdir, *_ = whole_run
   assert config.from_flagfile(workdir / 'flags.txt') == dataclasses.replace(TINY, workdir=str(workdir))
   assert {path.name for path in workdir.iterdir()} == {
-      'flags.txt', 'metrics.jsonl', 'results.json', 'report.html', 'checkpoints',
+      '.lock', 'flags.txt', 'metrics.jsonl', 'results.json', 'report.html', 'checkpoints',
       *(f'synthetic_task{n}.{kind}' for n in range(2, 6) for kind in ('png', 'npz')),
   }
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
