@@ -56,8 +56,10 @@ def _shown(said):
 
 def _distances(said):
   """[[measure, figure of each pair]]."""
+  states = ('', said), (' before the task', said.get('under_teacher') or {})
   return [
-      [title, *(number(said[name].get(pair)) for pair in _PAIRS)] for name, title in _MEASURES.items() if said.get(name)
+      [title + when, *(number(of[name].get(pair)) for pair in _PAIRS)]
+      for name, title in _MEASURES.items() for when, of in states if of.get(name)
   ]
 
 

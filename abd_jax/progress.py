@@ -64,31 +64,34 @@ class _Bars:
   """Three bars, one within the other, and the figures of the last epoch below; gone when the run ends."""
 
   def __init__(self, label, num_tasks, stream):
-    from rich import console, progress
+    from rich import console, live, progress, text
 
-    # As narrow as a terminal of 80 columns: what is in the last column is cut first.
-    self._live = progress.Progress(
+    self._bars = progress.Progress(
         progress.TextColumn('{task.description}', markup=False),
         progress.BarColumn(bar_width=20),
         progress.MofNCompleteColumn(),
         progress.TextColumn('{task.fields[said]}', markup=False),
-        console=console.Console(file=stream), refresh_per_second=4, transient=True,
     )
-    self._task = self._live.add_task(label, total=num_tasks, said='tasks')
-    self._phase = self._live.add_task('', total=None, said='phases', visible=False)
-    self._step = self._live.add_task('', total=None, said='', visible=False)
+    self._figures = text.Text(no_wrap=True, overflow='ellipsis', style='dim')
+    self._live = live.Live(
+        console.Group(self._bars, self._figures), console=console.Console(file=stream), refresh_per_second=4,
+        transient=True,
+    )
+    self._task = self._bars.add_task(label, total=num_tasks, said='tasks')
+    self._phase = self._bars.add_task('', total=None, said='phases', visible=False)
+    self._step = self._bars.add_task('', total=None, said='', visible=False)
     self._live.start()
 
   def begin(self, task, name, phase, phases, done, total):
-    self._live.update(self._task, completed=task - 1)
-    self._live.update(self._phase, description=f'  task {task}', completed=phase - 1, total=phases, visible=True)
-    self._live.update(self._step, description=f'    {name}', completed=done, total=total, said='', visible=True)
+    self._bars.update(self._task, completed=task - 1)
+    self._bars.update(self._phase, description=f'  task {task}', completed=phase - 1, total=phases, visible=True)
+    self._bars.update(self._step, description=f'    {name}', completed=done, total=total, said='', visible=True)
 
   def step(self, done, said):
-    self._live.update(self._step, completed=done, said=said)
+    self._bars.update(self._step, completed=done, said=said)
 
   def figures(self, text):
-    self._live.update(self._phase, said=f'phases  {text}')
+    self._figures.plain = f'    {text}'
 
   def say(self, text):
     self._live.console.print(text, markup=False, highlight=False)

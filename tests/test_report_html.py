@@ -29,6 +29,7 @@ DIAGNOSTICS = {
     'populations': {'real_old': 70, 'real_new': 72, 'synthetic': None},
     'mid': {'real_old_real_new': 9.125, 'real_old_synthetic': 4.5, 'real_new_synthetic': None},
     'mmd': {'real_old_real_new': 0.25, 'real_old_synthetic': 0.0625, 'real_new_synthetic': 0.5},
+    'under_teacher': {'mid': {'real_old_real_new': 7.0}, 'mmd': None},
     'dead_features': 3,
     'tsne': {'real_old': [[0, 1], [2, 3]], 'real_new': [[5, 5]], 'synthetic': None},
     'confusion_by_task': [[0.75, 0.25], [0.0, 1.0]],
@@ -212,7 +213,7 @@ def with_diagnostics(run, workdir, text):
 def test_diagnostics_are_shown(run, tmp_path):
   page = with_diagnostics(run, tmp_path, json.dumps(DIAGNOSTICS))
   for said in (
-      'After task 2. Of 70 old real, 72 new real images', 'MID 9.12 4.50 –', 'squared MMD 0.250 0.0625 0.500',
+      'After task 2. Of 70 old real, 72 new real images', 'MID 9.12 4.50 – MID before the task 7 – –', 'squared MMD 0.250 0.0625 0.500',
       '3 features without variance', 'Expected calibration error 3.4 points', f'{NAMES[0]} 87.5 98.0 11.1',
       'R&D 12.5 – –', '0.500', 'synthetic images nearer than those, % 6.25', 'accuracy: 50, 25 accuracy: 90, 100',
   ):
