@@ -13,8 +13,8 @@ from abd_jax.pictures import load_synthetic
 class EventFiles:
   """A mirror of metrics.jsonl in <workdir>/tensorboard.
 
-  It is made anew of the lines that are kept where a run is resumed or goes back, so that it has each figure once. Figures of a phase stand over the steps of the whole run, accuracies and
-  images over tasks, counted from 1.
+  It is made anew of the lines that are kept where a run is resumed or goes back, so that it has each figure once.
+  Figures of a phase stand over the steps of the whole run, accuracies and images over tasks, counted from 1.
   """
 
   def __init__(self, workdir):

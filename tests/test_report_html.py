@@ -213,7 +213,8 @@ def with_diagnostics(run, workdir, text):
 def test_diagnostics_are_shown(run, tmp_path):
   page = with_diagnostics(run, tmp_path, json.dumps(DIAGNOSTICS))
   for said in (
-      'After task 2. Of 70 old real, 72 new real images', 'MID 9.12 4.50 – MID before the task 7 – –', 'squared MMD 0.250 0.0625 0.500',
+      'After task 2. Of 70 old real, 72 new real images', 'MID 9.12 4.50 – MID before the task 7 – –',
+      'squared MMD 0.250 0.0625 0.500',
       '3 features without variance', 'Expected calibration error 3.4 points', f'{NAMES[0]} 87.5 98.0 11.1',
       'R&D 12.5 – –', '0.500', 'synthetic images nearer than those, % 6.25', 'accuracy: 50, 25 accuracy: 90, 100',
   ):
@@ -323,8 +324,9 @@ window.onload = () => {
 
 def browse(folder, *options):
   command = [
-      BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--hide-scrollbars', '--disable-background-networking',
-      f'--user-data-dir={folder / "profile"}', '--virtual-time-budget=5000', *options,
+      BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--hide-scrollbars',
+      '--disable-background-networking', f'--user-data-dir={folder / "profile"}', '--virtual-time-budget=5000',
+      *options,
   ]
   return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120).stdout
 
@@ -347,7 +349,7 @@ def texts(run, collection, tmp_path):
   (tmp_path / 'diagnostics.json').write_text(json.dumps(DIAGNOSTICS))
   for name in ('metrics.jsonl', 'synthetic_task2.npz'):
     shutil.copy(run[0] / name, tmp_path)
-  matrix = [[50.0] * (n + 1) + [None] * (19 - n) for n in range(20)]  # wider than a phone: it has to scroll by itself
+  matrix = [[50.0] * (n + 1) + [None] * (19 - n) for n in range(20)]  # it has to scroll by itself
   twenty = full_cifar100('abd', 0, 20, accuracy_matrix=matrix, accuracy_matrix_local=matrix)
   return [pages.page([pages.Run(run[1], tmp_path)]), collection, pages.page([pages.Run(twenty)])]
 
