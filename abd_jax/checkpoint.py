@@ -209,6 +209,34 @@ def _check_finite(arrays):
       raise NotFinite(f'{name} holds values that are not finite.')
 
 
+def saved(workdir):
+  """What the folder of a run still holds, for those who look at it and do not go on with it.
+
+  A finished run has two checkpoints: its end, and the end of its last phase, where teacher and generator still are.
+
+  Yields:
+    (record, states), the newest first; the states as nested dicts of arrays, under the names that they were saved by.
+
+  Raises:
+    UserError: there are none, or one cannot be read.
+  """
+  folder = (Path(workdir) / 'checkpoints').resolve()
+  if not folder.is_dir() or not any(folder.iterdir()):
+    raise UserError(f'{workdir} holds no checkpoints of a run.')
+  handlers = {'states': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()}
+  with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
+    for number in sorted(manager.all_steps(), reverse=True):
+      items = ocp.args.Composite(states=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+      try:
+        found = manager.restore(number, args=items)
+      except Exception as error:  # whatever Orbax meets in a damaged folder
+        raise UserError(f'{folder} holds checkpoints that cannot be read ({str(error).splitlines()[0]}).') from None
+      record, states = found['record'], found['states']
+      if record.pop(_DIGEST, None) not in (None, _digest(record, states)):
+        raise UserError(f'{folder} holds a checkpoint, number {number}, that is not what was written.')
+      yield record, states
+
+
 def _on_one_device(leaf):
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -204,7 +204,7 @@ def _learn(phase, networks, optimisation, augmentation, hparams, image_set=None)
       train_mode=not phase.frozen_statistics or hparams.phase2_batch_stats == 'updated',
       tasks=networks.task_of_class,
   )
-  draw, dream = _synthesis(networks, phase.dreams, phase.replays, image_set)
+  draw, dream = synthesis(networks, phase.dreams, phase.replays, image_set)
   step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream, networks.axis, draw)
 
   def learn(student, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, place, count, before):
@@ -219,7 +219,7 @@ def _learn(phase, networks, optimisation, augmentation, hparams, image_set=None)
   return compile_step(learn, donate=(0,), axis=networks.axis)
 
 
-def _synthesis(networks, dreams=True, replays=False, image_set=None):
+def synthesis(networks, dreams=True, replays=False, image_set=None):
   """How a step comes by synthetic images.
 
   Args:
@@ -281,7 +281,7 @@ def _invert_images(networks, hparams, batch_size, steps_per_call):
 
 @_cached
 def _preview(networks, image_set=None):
-  draw, dream = _synthesis(networks, image_set=image_set)
+  draw, dream = synthesis(networks, image_set=image_set)
 
   def preview(generator, teacher, past, place):
     images = dream(generator, teacher, draw(steps.key_at(place), PREVIEW_IMAGES))
