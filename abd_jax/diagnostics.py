@@ -1,6 +1,6 @@
 """What a classifier has made of old, new and synthetic images: distances, drift, calibration, memorisation.
 
-Every function is pure, from arrays to numbers; `diagnose` finds the arrays in a finished run. They are computed once, on
+Every function is pure, from arrays to numbers; `diagnose` finds the arrays in a finished run. All is computed once, on
 the host, in 64 bits: distances between like populations are small differences of large sums.
 """
 
@@ -80,7 +80,8 @@ def feature_drift(before_ND, after_ND, labels_N, num_classes):
     num_classes: K.
 
   Returns:
-    f64[K], the Euclidean distance between the two means as a share of the norm of the first; NaN for a class of no image.
+    f64[K], the Euclidean distance between the two means as a share of the norm of the first; NaN for a class
+    without image.
   """
   before_ND, after_ND = _populations(before_ND, after_ND)
   chex.assert_equal_shape([before_ND, after_ND])
@@ -97,10 +98,12 @@ def feature_drift(before_ND, after_ND, labels_N, num_classes):
 def embed(*populations_ND, seed=0):
   """t-SNE of several populations together (Appendix F), by scikit-learn: f[N, 2] for each."""
   from sklearn.manifold import TSNE
+  from threadpoolctl import threadpool_limits  # which scikit-learn needs
 
   rows_ND = np.concatenate(_populations(*populations_ND))
   perplexity = min(30, (len(rows_ND) - 1) / 3)
-  points_N2 = TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(rows_ND)
+  with threadpool_limits(1):  # of so few rows each thread has less to do than to wait for the others
+    points_N2 = TSNE(perplexity=perplexity, init='pca', random_state=seed).fit_transform(rows_ND)
   return np.split(points_N2, np.cumsum([len(population) for population in populations_ND])[:-1])
 
 
@@ -147,7 +150,15 @@ def calibration(confidences_N, correct_N, num_bins=15):
 
 
 def class_frequencies(choices_N, confidences_N, num_classes):
-  """What a classifier sees in synthetic images: (f64[K] share of each class, f64[K] mean confidence, NaN where none)."""
+  """What a classifier sees in synthetic images.
+
+  Args:
+    choices_N, confidences_N: its choice of class for each, and its confidence in it.
+    num_classes: K.
+
+  Returns:
+    (f64[K] share of each class, f64[K] mean confidence where it was chosen, NaN where it never was).
+  """
   chex.assert_equal_shape([choices_N, confidences_N])
   counts_K = np.bincount(choices_N, minlength=num_classes)
   sums_K = np.bincount(choices_N, weights=confidences_N, minlength=num_classes)
@@ -208,8 +219,8 @@ def memorisation(synthetic_MD, test_LD, training_ND, sample):
     (figures, rows_M, others_M). The figures are the median distances to the nearest training image, of synthetic images
     (`median_synthetic`), of test images (`median_test`) and of training images to another one (`median_real`), and the
     share of synthetic and of test images that are nearer to their nearest training image than that is to its nearest
-    other (`share_nearer`, `share_nearer_test`; the complement of the authenticity of Alaa et al., ICML 2022). `rows_M` is
-    the nearest training image of each synthetic one, and `others_M` that one's nearest other.
+    other (`share_nearer`, `share_nearer_test`; 1 less the authenticity of Alaa et al., ICML 2022). `rows_M` is the
+    nearest training image of each synthetic one, and `others_M` that one's nearest other.
   """
   to_training_M, rows_M = nearest_others(synthetic_MD, training_ND)
   to_training_L, rows_L = nearest_others(test_LD, training_ND)

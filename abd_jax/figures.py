@@ -2,7 +2,7 @@
 
   python -m abd_jax.figures --out=figures runs/cifar100_10 runs/two_tasks
 
-draws as PNG and PDF what the arguments hold the figures of: results.json and diagnostics.json files, or folders of runs.
+draws as PNG and PDF what there are figures for in results.json and diagnostics.json files, or folders of runs:
 
   figure_2   MID after the last task: real old images to real new ones, and to synthetic old ones; a panel a method
   figure_A   accuracy over all classes seen, after each task; a panel a benchmark, a line a method
@@ -94,7 +94,7 @@ def draw_tsne(panels_RC):
       axes.set(title=_title(said_S[0]), xticks=[], yticks=[])
     for axes in axes_C[len(row) :]:
       axes.set_axis_off()
-  handles = {label: handle for axes in axes_RC.flat for handle, label in zip(*axes.get_legend_handles_labels())}
+  handles = {label: handle for axes in axes_RC.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
   figure.legend(
       handles.values(), handles.keys(), loc='outside lower center', ncols=3, frameon=False, fontsize=7, markerscale=2,
       handletextpad=0.1, columnspacing=1,
