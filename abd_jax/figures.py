@@ -94,9 +94,12 @@ def draw_tsne(panels_RC):
       axes.set(title=_title(said_S[0]), xticks=[], yticks=[])
     for axes in axes_C[len(row) :]:
       axes.set_axis_off()
-  handles = {label: handle for axes in axes_RC.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+  shown = {}
+  for axes in axes_RC.flat:
+    handles, labels = axes.get_legend_handles_labels()
+    shown |= dict(zip(labels, handles, strict=True))
   figure.legend(
-      handles.values(), handles.keys(), loc='outside lower center', ncols=3, frameon=False, fontsize=7, markerscale=2,
+      shown.values(), shown.keys(), loc='outside lower center', ncols=3, frameon=False, fontsize=7, markerscale=2,
       handletextpad=0.1, columnspacing=1,
   )
   return figure
