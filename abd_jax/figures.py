@@ -11,6 +11,7 @@ draws as PNG and PDF what there are figures for in results.json and diagnostics.
   figure_D   seconds a training batch, a bar a method; a panel a benchmark
 
 Bars and lines are means over seeds, with the population standard deviation. Figures 2, B and C have a row a benchmark.
+The figures behind 2 and B are printed as a table too.
 """
 
 import json
@@ -234,6 +235,26 @@ def panels_of(diagnosed):
   return [[methods[name] for name in sorted(methods, key=place)] for methods in benchmarks.values()]
 
 
+def distance_table(panels_RC):
+  """The bars of Figures 2 and B as Markdown, a row a panel; arguments as of `draw_distances`.
+
+  Under the teacher, the classifier as it was before the task, stands how far synthetic images were when they were made.
+  """
+  columns = ['method', 'seeds']
+  columns += [f'{name}, {column}' for name in _NAMES.values() for column in ('new', 'synthetic', 'synthetic under the teacher')]
+  text = '| ' + ' | '.join(columns) + ' |\n' + '|---' * len(columns) + '|\n'
+  for said_S in (said_S for row in panels_RC for said_S in row):
+    cells = [said_S[0]['flags']['method'], ', '.join(str(said['flags']['seed']) for said in said_S)]
+    for measure, digits in (('mid', 2), ('mmd', 3)):
+      new, synthetic = ([said[measure][pair] for said in said_S] for pair in _PAIRS)
+      before = [said['under_teacher'][measure]['real_old_synthetic'] for said in said_S]
+      for values in (new, synthetic, before):
+        spread = f' ± {np.std(values):.{digits}f}' if len(values) > 1 else ''
+        cells.append(f'{np.mean(values):.{digits}f}{spread}')
+    text += '| ' + ' | '.join(cells) + ' |\n'
+  return text
+
+
 def draw_all(results, diagnosed, folder):
   """Every figure that there are runs for, into a folder.
 
@@ -281,6 +302,8 @@ def _draw(arguments):
   results, diagnosed = ([one for part in parts for one in part] for parts in zip(*found, strict=True))
   for sentence in draw_all(results, diagnosed, folder):
     print(sentence)
+  if panels := panels_of(diagnosed):
+    print('\nFrom real old images to others:\n\n' + distance_table(panels), end='')
 
 
 if __name__ == '__main__':

@@ -248,6 +248,7 @@ def test_a_method_without_synthetic_images_has_none(abd, tmp_path):
     (lambda folder: _shorten(folder, 1), 'has learned one task'),
     (lambda folder: _shorten(folder, 3), 'goes on beyond its results.json'),
     (lambda folder: (folder / 'checkpoints').rename(folder / 'elsewhere'), 'holds no checkpoints of a run'),
+    (lambda folder: _forge(folder), 'number [0-9]+, that is not what was written'),
 ])
 def test_what_is_no_finished_run_is_said_so(abd, tmp_path, change, sentence):
   for name in ('results.json', 'flags.txt', 'metrics.jsonl'):
@@ -261,6 +262,15 @@ def test_what_is_no_finished_run_is_said_so(abd, tmp_path, change, sentence):
 def _shorten(folder, tasks):
   results = json.loads((folder / 'results.json').read_text())
   (folder / 'results.json').write_text(json.dumps({**results, 'accuracy_after_task': [50.0] * tasks}))
+
+
+def _forge(folder):
+  """Says another memory in the record of each checkpoint."""
+  kept = (folder / 'checkpoints').resolve()
+  (folder / 'checkpoints').unlink()
+  shutil.copytree(kept, folder / 'checkpoints')
+  for path in (folder / 'checkpoints').glob('*/record/metadata'):
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'peak_memory_bytes': 1}))
 
 
 def test_figures_are_drawn_from_what_there_is_and_the_rest_is_asked_for(abd, tmp_path, capsys):
@@ -288,6 +298,13 @@ def test_panels_are_benchmarks_by_methods_by_seeds(abd):
   assert sorted(told, key=len) == [
       [[('abd', 0)]], [[('deep_inversion', 0)], [('abd', 0), ('abd', 1)]]
   ]
+
+
+def test_the_readmes_table_is_of_the_committed_figures():
+  inside = (ROOT / 'README.md').read_text().split('<!-- diagnostics -->\n')[1].split('<!-- /diagnostics -->')[0]
+  files = sorted((ROOT / 'experiments' / 'results' / 'diagnostics').glob('cifar100mini20_2_*.json'))
+  diagnosed = [one for file in files for one in figures.read(file)[1]]
+  assert inside.strip() == figures.distance_table(figures.panels_of(diagnosed)).strip()
 
 
 def test_bars_are_means_over_seeds(abd):
