@@ -240,8 +240,8 @@ def distance_table(panels_RC):
 
   Under the teacher, the classifier as it was before the task, stands how far synthetic images were when they were made.
   """
-  columns = ['method', 'seeds']
-  columns += [f'{name}, {column}' for name in _NAMES.values() for column in ('new', 'synthetic', 'synthetic under the teacher')]
+  others = ('new', 'synthetic', 'synthetic under the teacher')
+  columns = ['method', 'seeds', *(f'{name}, {other}' for name in _NAMES.values() for other in others)]
   text = '| ' + ' | '.join(columns) + ' |\n' + '|---' * len(columns) + '|\n'
   for said_S in (said_S for row in panels_RC for said_S in row):
     cells = [said_S[0]['flags']['method'], ', '.join(str(said['flags']['seed']) for said in said_S)]
