@@ -176,7 +176,7 @@ def inversion_terms(lines, task):
     [{'step', 'loss', 'content', 'diversity', 'statistics', 'smoothness'}]: unweighted, means over the steps since the
     line before; `loss` is their weighted sum.
   """
-  said = [line for line in lines if line['task'] == task and line.get('phase') == 'inversion']
+  said = [line for line in lines if line.get('task') == task and line.get('phase') == 'inversion']
   apart = {'at', 'task', 'phase', 'epoch', 'steps'}
   return [{'step': line['at'][2], **{k: v for k, v in line.items() if k not in apart}} for line in said]
 

@@ -225,10 +225,11 @@ def panels_of(diagnosed):
   """[R][C][S] for `draw_distances`: benchmarks, methods with synthetic images in the paper's order, seeds."""
   leaves = config_lib.leaves(config_lib.Config())
   apart = {leaf.name for leaf in leaves if not leaf.field.metadata['identity']} | {'method', 'seed'}
+  defaults = config_lib.as_dict(config_lib.Config())  # an earlier version did not have every flag
   order, benchmarks = list(REPLAY), {}
   for said in sorted(diagnosed, key=lambda said: said['flags']['seed']):
     if said['mid']['real_old_synthetic'] is not None:
-      told = {name: value for name, value in said['flags'].items() if name not in apart}
+      told = {name: value for name, value in (defaults | said['flags']).items() if name not in apart}
       methods = benchmarks.setdefault(json.dumps([told, said['after_task']], sort_keys=True), {})
       methods.setdefault(said['flags']['method'], []).append(said)
   place = lambda method: order.index(method) if method in order else len(order)  # noqa: E731
