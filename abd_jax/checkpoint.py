@@ -1,14 +1,7 @@
-"""What a stopped run needs to go on, through Orbax; and the signal that it should stop."""
+"""What a stopped run needs to go on, through Orbax."""
 
-import contextlib
-import fcntl
 import hashlib
-import itertools
 import json
-import os
-import signal
-import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,63 +10,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from abd_jax import config as config_lib
 from abd_jax import processes
 from abd_jax.errors import NotFinite, UserError
-from abd_jax.parallel import compiling
-
-
-class Preempted(SystemExit):
-  """The run was told to stop, saved, and can go on: exit status 75 (EX_TEMPFAIL)."""
-
-  def __init__(self):
-    super().__init__(75)
-
-
-class StopSignal:
-  """While entered, SIGTERM asks the run to save and stop; a second one ends it at once.
-
-  Python handles no signal while a compilation keeps it, which may last longer than a machine about to go: a thread
-  listens then. Phases are saved before their steps are compiled, so it loses nothing when it ends the process.
-  """
-
-  def __init__(self):
-    self.received = False
-    self.wait_for_save = lambda: None  # what a run still has to write, when it is ended
-    self._left = threading.Event()
-    self._previous = None
-
-  def _receive(self, number, frame):
-    del number, frame
-    self.received = True
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-  def __enter__(self):
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-      self._previous = signal.signal(signal.SIGTERM, self._receive)
-      heard, self._signals = os.pipe()
-      os.set_blocking(self._signals, False)
-      self._previous_signals = signal.set_wakeup_fd(self._signals)
-      threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
-    return self
-
-  def _listen(self, heard):
-    with os.fdopen(heard, 'rb', buffering=0) as numbers:
-      while (number := numbers.read(1)) and number[0] != signal.SIGTERM:
-        pass
-    while number and not self._left.wait(0.1):
-      if compiling():
-        self.wait_for_save()
-        print('Told to stop: the same command goes on from the last checkpoint.', file=sys.stderr, flush=True)
-        os._exit(Preempted().code)
-
-  def __exit__(self, *exception):
-    if self._previous is not None:
-      self._left.set()
-      signal.signal(signal.SIGTERM, self._previous)
-      signal.set_wakeup_fd(self._previous_signals)
-      os.close(self._signals)
-
 
 # Saving and restoring are no meeting of all processes.
 _ALONE = {0}
@@ -240,122 +178,3 @@ def saved(workdir):
 def _on_one_device(leaf):
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-# Held by a run for as long as it lasts.
-_LOCK = '.lock'
-
-
-@contextlib.contextmanager
-def hold_workdir(workdir):
-  """Keeps other runs out of an existing workdir while entered; the lock goes with the process, whatever ends it.
-
-  Raises:
-    UserError: another run has it.
-  """
-  with (Path(workdir) / _LOCK).open('a') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f'--workdir={workdir} is in use by another run: wait for its end, or choose another.') from None
-    yield
-
-
-def claim_workdir(config, workdir):
-  """Makes the workdir this config's, once `check_workdir` has passed it: writes flags.txt."""
-  check_workdir(config, workdir)
-  write_whole(Path(workdir) / 'flags.txt', config_lib.to_flagfile(config))
-
-
-def check_workdir(config, workdir):
-  """Makes sure that the workdir can be this config's; creates it where it is not there.
-
-  Raises:
-    UserError: the workdir cannot be written, holds another run, or holds any run and --resume=never.
-  """
-  workdir = Path(workdir)
-  flags_file = workdir / 'flags.txt'
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    probe = workdir / '.writable'
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise UserError(f'--workdir={workdir} cannot be written: {error.strerror}.') from None
-  if config.resume == 'never' and any(entry.name != _LOCK for entry in workdir.iterdir()):
-    raise UserError(f'--workdir={workdir} is not empty and --resume=never: choose another, or --resume=auto.')
-  if flags_file.exists():
-    name = config_lib.differing_flag(config, theirs := config_lib.from_flagfile(flags_file))
-    if name:
-      values = [config_lib.as_dict(c)[name] for c in (theirs, config)]
-      raise UserError(
-          f'--workdir={workdir} holds a run with --{name}={values[0]}, not {values[1]}: choose another, or delete it.'
-      )
-  elif (workdir / 'checkpoints').exists():
-    raise UserError(f'--workdir={workdir} holds checkpoints but no flags.txt to say of what: choose another.')
-
-
-def write_whole(path, text):
-  """Replaces a file in one move, so that a reader never sees half of it."""
-  partial = Path(path).with_name(Path(path).name + '.partial')
-  partial.write_text(text)
-  partial.replace(path)
-
-
-class MetricsLog:
-  """metrics.jsonl: a line of figures an epoch, each at a place in the run, so that a resumed run repeats none."""
-
-  def __init__(self, path, *mirrors):
-    """`mirrors` have `rewind(lines)`, told what is kept of the log, as dicts, and `add(line)`, each that is written."""
-    self._path, self._mirrors = Path(path), mirrors
-
-  def read(self):
-    """The lines as dicts, to the first that the process died over while it wrote."""
-    found = []
-    for line in self._path.read_text().splitlines() if self._path.exists() else ():
-      try:
-        found.append(json.loads(line))
-      except ValueError:
-        break
-    return found
-
-  def rewind(self, place):
-    """Drops the lines after `place`, a tuple (task, phase, step)."""
-    if not processes.is_first():
-      return
-    kept = list(itertools.takewhile(lambda line: tuple(line['at']) <= place, self.read()))
-    write_whole(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
-    for mirror in self._mirrors:
-      mirror.rewind(kept)
-
-  def write(self, place, **figures):
-    if not processes.is_first():
-      return
-    with self._path.open('a') as file:
-      file.write(json.dumps({'at': place, **figures}) + '\n')
-    for mirror in self._mirrors:
-      mirror.add({'at': place, **figures})
-
-  def close(self):
-    for mirror in self._mirrors:
-      mirror.close()
-
-
-class StepCounter:
-  """Counts the steps of a whole run, all its phases together, along the lines of its metrics.jsonl."""
-
-  def __init__(self):
-    self._phase, self._before, self._last = None, 0, 0
-
-  def at(self, line):
-    """How many steps the run had made when it wrote this line, the next of a phase."""
-    task, phase, step = line['at']
-    if (task, phase) != self._phase:
-      self._phase, self._before = (task, phase), self._last
-    self._last = self._before + step
-    return self._last
-
-
-def figures_of(line):
-  """{name: value} of what a phase's line of metrics.jsonl measured."""
-  return {name: value for name, value in line.items() if name not in ('at', 'task', 'phase', 'epoch', 'steps')}

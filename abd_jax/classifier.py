@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abd_jax import model_files, programs
 from abd_jax import config as config_lib
+from abd_jax import model_files, programs
 from abd_jax.config import Config
 from abd_jax.data.arrays import checked_names
 from abd_jax.errors import UserError

@@ -39,13 +39,13 @@ import numpy as np
 from absl import flags
 
 from abd_jax import diagnostics, figures
-from abd_jax.checkpoint import write_whole
 from abd_jax.errors import UserError
 from abd_jax.finished import read_run, runs_below, synthetic_images
 from abd_jax.methods.interface import OWN
 from abd_jax.parallel import compile_step
 from abd_jax.programs import features, in_batches
 from abd_jax.steps import make_feature_step
+from abd_jax.workdir import write_whole
 
 POPULATIONS = ('real_old', 'real_new', 'synthetic')
 _PAIRS = (('real_old', 'real_new'), ('real_old', 'synthetic'), ('real_new', 'synthetic'))

@@ -7,7 +7,6 @@ the host, in 64 bits: distances between like populations are small differences o
 import chex
 import numpy as np
 
-
 # Distances between populations of features.
 
 

@@ -12,11 +12,12 @@ from absl import logging as absl_logging
 
 from abd_jax import config as config_lib
 from abd_jax import pages, processes, tables, train, upper_bounds
-from abd_jax.checkpoint import StopSignal, check_workdir
 from abd_jax.config import Config
 from abd_jax.data import load
 from abd_jax.errors import UserError
 from abd_jax.parallel import keep_compilations
+from abd_jax.stopping import StopSignal
+from abd_jax.workdir import check_workdir
 
 
 def runs_of(config):

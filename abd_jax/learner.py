@@ -20,7 +20,6 @@ import numpy as np
 
 from abd_jax import config as config_lib
 from abd_jax import states, train
-from abd_jax.checkpoint import StopSignal
 from abd_jax.classifier import DEFAULTS, Classifier, with_settings
 from abd_jax.data.arrays import checked_images, checked_labels, checked_names
 from abd_jax.data.sources import Dataset, channel_statistics
@@ -28,6 +27,7 @@ from abd_jax.data.tasks import OneTask
 from abd_jax.errors import UserError
 from abd_jax.export import export
 from abd_jax.metrics import top_k_hits
+from abd_jax.stopping import StopSignal
 
 
 @dataclasses.dataclass(frozen=True)

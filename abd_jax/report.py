@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from abd_jax import pages, tables, upper_bounds
-from abd_jax.checkpoint import write_whole
 from abd_jax.errors import UserError
 from abd_jax.results import Results
+from abd_jax.workdir import write_whole
 
 FORMATS = {'markdown': tables.markdown, 'latex': tables.latex, 'csv': tables.to_csv}
 

@@ -13,8 +13,8 @@ import jax
 
 from abd_jax import __version__, metrics
 from abd_jax import config as config_lib
-from abd_jax.checkpoint import write_whole
 from abd_jax.errors import UserError
+from abd_jax.workdir import write_whole
 
 _PLACES = ('workdir', 'data_dir', 'seeds', 'compilation_cache', 'upper_bound', 'tensorboard')
 

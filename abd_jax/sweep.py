@@ -14,9 +14,10 @@ import numpy as np
 
 from abd_jax import config as config_lib
 from abd_jax import processes, train
-from abd_jax.checkpoint import StopSignal, check_workdir, write_whole
 from abd_jax.data import Dataset, TaskSequence, class_order
 from abd_jax.errors import UserError
+from abd_jax.stopping import StopSignal
+from abd_jax.workdir import check_workdir, write_whole
 
 # Appendix D, in the order of its table.
 GRIDS = {

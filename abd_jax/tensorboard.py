@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from abd_jax.checkpoint import StepCounter, figures_of
 from abd_jax.errors import UserError
+from abd_jax.metrics_log import StepCounter, figures_of
 from abd_jax.pictures import load_synthetic
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,21 +12,15 @@ import numpy as np
 from abd_jax import metrics as metrics_lib
 from abd_jax import pages, processes, states
 from abd_jax import results as results_lib
-from abd_jax.checkpoint import (
-    Checkpoints,
-    MetricsLog,
-    Preempted,
-    StopSignal,
-    check_workdir,
-    claim_workdir,
-    hold_workdir,
-)
+from abd_jax.calls import Call, check_finite, means
+from abd_jax.checkpoint import Checkpoints
 from abd_jax.data import TaskSequence, coreset, load
 from abd_jax.data.feed import feed
 from abd_jax.data.streams import Streams
 from abd_jax.errors import NotFinite, UserError
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Reads
+from abd_jax.metrics_log import MetricsLog
 from abd_jax.models import generator_for, make_generator
 from abd_jax.networks import networks_for
 from abd_jax.parallel import put
@@ -36,7 +29,9 @@ from abd_jax.programs import INVERSION_EPOCH, in_batches, programs_for
 from abd_jax.progress import Progress
 from abd_jax.record import Record
 from abd_jax.steps import Address
+from abd_jax.stopping import Preempted, StopSignal
 from abd_jax.tensorboard import EventFiles
+from abd_jax.workdir import check_workdir, claim_workdir, hold_workdir
 
 # The device may lag so many calls behind the loop: enough to keep it busy, little to wait for when asked to stop.
 CALLS_IN_FLIGHT = 2
@@ -52,7 +47,7 @@ def run(config, workdir, dataset=None, stop=None):
     config: a `config.Config` of one method.
     workdir: where flags.txt, metrics.jsonl, results.json, pictures and checkpoints go.
     dataset: a `data.Dataset`, when it is not to be loaded as `config` says.
-    stop: the caller's `checkpoint.StopSignal`, when it listens for SIGTERM itself.
+    stop: the caller's `stopping.StopSignal`, when it listens for SIGTERM itself.
 
   Returns:
     The `results.Results`, as in results.json.
@@ -156,32 +151,6 @@ def check(config, dataset):
   if 1 < config.top_k and tasks.num_classes <= config.top_k:
     raise UserError(f'--top_k={config.top_k} of {tasks.num_classes} classes: every answer would be right.')
   return tasks
-
-
-class _Call(NamedTuple):
-  """A call of a compiled step: metrics f32[L], of which the first `count` mean something; the first is of `step`."""
-
-  metrics: dict
-  count: int
-  step: int
-
-
-def _means(calls):
-  """{name: mean over steps} of the metrics of some calls, on the host."""
-  return {
-      name: float(np.mean(np.concatenate([call.metrics[name][: call.count] for call in calls])))
-      for name in calls[0].metrics
-  }
-
-
-def _check_finite(calls, task, phase):
-  """Raises `NotFinite` with the first step at which a metric of some calls is not finite."""
-  for call in calls:
-    for name, values in call.metrics.items():
-      bad = np.flatnonzero(~np.isfinite(np.asarray(values)[: call.count]))
-      if len(bad):
-        value = float(values[bad[0]])
-        raise NotFinite(f'Task {task + 1}, {phase}, step {call.step + bad[0] + 1}: {name} is {value}.')
 
 
 class _Run:
@@ -354,25 +323,25 @@ class _Run:
     with record.timed(kind) as clock:
       while record.step < total:
         count = min(steps_per_call, epoch_steps - record.step % epoch_steps, total - record.step)
-        recent.append(_Call(advance(record.step, count), count, record.step))
+        recent.append(Call(advance(record.step, count), count, record.step))
         jax.block_until_ready(recent[-CALLS_IN_FLIGHT:][0].metrics)
-        _check_finite(recent[-CALLS_IN_FLIGHT:][:1], task, name)
+        check_finite(recent[-CALLS_IN_FLIGHT:][:1], task, name)
         record.step += count
         record.steps[kind] += count
         self._progress.step(record.step)
         if record.step % epoch_steps == 0 or record.step == total:
           recent = jax.device_get(recent)
-          _check_finite(recent, task, name)
-          means = _means(recent)
+          check_finite(recent, task, name)
+          figures = means(recent)
           epoch = -(-record.step // epoch_steps)
           steps = sum(call.count for call in recent)
-          self._log.write(record.place, task=task + 1, phase=name, epoch=epoch, steps=steps, **means)
-          self._progress.epoch(record.step, means)
+          self._log.write(record.place, task=task + 1, phase=name, epoch=epoch, steps=steps, **figures)
+          self._progress.epoch(record.step, figures)
           recent = []
         stop = processes.on_any(self._stop.received)
         if stop or self._checkpoints.due:
           clock()
-          _check_finite(recent, task, name)
+          check_finite(recent, task, name)
           self._save()
           self._stop_if_asked(stop)
 

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax import checkpoint, config, data, train
+from abd_jax import config, data, train
 from abd_jax.checkpoint import Checkpoints
 from abd_jax.config import with_values
 from abd_jax.errors import NotFinite, UserError
+from abd_jax.workdir import hold_workdir
 from tests.test_train import final_states
 
 TINY = with_values(
@@ -42,7 +43,7 @@ def whole(dataset, tmp_path_factory):
 
 
 def test_a_workdir_is_held_against_a_second_run(dataset, tmp_path):
-  with checkpoint.hold_workdir(tmp_path):
+  with hold_workdir(tmp_path):
     with pytest.raises(UserError) as refusal:
       train.run(TINY, tmp_path, dataset)
     assert str(refusal.value) == f'--workdir={tmp_path} is in use by another run: wait for its end, or choose another.'
@@ -153,7 +154,7 @@ def test_rollback_gives_up_after_the_third(dataset, tmp_path, monkeypatch):
 
 COMPILES_FOR_LONG = """
 import jax, jax.numpy as jnp
-from abd_jax.checkpoint import StopSignal
+from abd_jax.stopping import StopSignal
 from abd_jax.parallel import CompiledStep
 
 def step(x):

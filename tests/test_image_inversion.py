@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from abd_jax import config, data, inversion, programs, states, steps, train
-from abd_jax.checkpoint import Preempted
 from abd_jax.config import with_values
 from abd_jax.models import make_student
+from abd_jax.stopping import Preempted
 from tests.test_train import TINY, StopAfter, final_states
 
 IMAGES = with_values(TINY, dict(

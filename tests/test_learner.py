@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax import checkpoint, interop, learner, model_files, programs, train
+from abd_jax import interop, learner, model_files, programs, stopping, train
 from abd_jax.classifier import capacity_for, setting_names
 from abd_jax.data.sources import channel_statistics
 from abd_jax.errors import UserError
@@ -177,7 +177,7 @@ def test_an_exported_model_predicts_the_same_without_this_package(taught, tmp_pa
   np.testing.assert_array_equal(exported.argmax(axis=1), said.labels)
 
 
-class StopAfter(checkpoint.StopSignal):
+class StopAfter(stopping.StopSignal):
   """A stop signal that comes with the given look at it."""
 
   def __init__(self, looks=5):
@@ -197,7 +197,7 @@ class StopAfter(checkpoint.StopSignal):
 def test_a_stopped_lesson_goes_on_and_comes_to_the_same(taught, tmp_path, monkeypatch):
   _, stages, _ = taught
   model = Learner._of(stages[1][0])
-  with monkeypatch.context() as patch, pytest.raises(checkpoint.Preempted):
+  with monkeypatch.context() as patch, pytest.raises(stopping.Preempted):
     patch.setattr(train, 'StopSignal', StopAfter)
     model.learn(*lesson(LESSONS[2], EACH[2], seed=2), workdir=tmp_path)
   assert model.classifier is stages[1][0]  # as it was

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from abd_jax import config, data, losses, models, parallel, programs, states, steps, train
-from abd_jax.checkpoint import Preempted
 from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS, bias_correction, distillation, end_to_end, generative, interface
@@ -22,6 +21,7 @@ from abd_jax.models import make_student, vae
 from abd_jax.models.generator import Generator
 from abd_jax.models.resnet import ResNet
 from abd_jax.models.vae import VAE
+from abd_jax.stopping import Preempted
 from tests.test_steps import FEATURES, view_of
 from tests.test_train import StopAfter, final_states
 

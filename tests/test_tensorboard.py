@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from abd_jax import data, train
-from abd_jax.checkpoint import MetricsLog, Preempted, StepCounter
 from abd_jax.config import with_values
 from abd_jax.errors import UserError
+from abd_jax.metrics_log import MetricsLog, StepCounter
 from abd_jax.pictures import load_synthetic
+from abd_jax.stopping import Preempted
 from abd_jax.tensorboard import EventFiles
 from tests.test_train import TINY, StopAfter
 

@@ -8,12 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax import checkpoint, config, data, programs, train
+from abd_jax import config, data, programs, train
 from abd_jax import results as results_lib
-from abd_jax.checkpoint import Checkpoints, Preempted, StopSignal
+from abd_jax.checkpoint import Checkpoints
 from abd_jax.config import with_values
 from abd_jax.data import streams
 from abd_jax.errors import UserError
+from abd_jax.metrics_log import MetricsLog
+from abd_jax.stopping import Preempted, StopSignal
+from abd_jax.workdir import claim_workdir
 
 TINY = with_values(
     config.Config(),
@@ -245,29 +248,29 @@ def test_a_size_that_the_generator_cannot_make_is_refused(dataset):
 
 
 def test_a_workdir_of_another_run_is_refused_by_the_flag_that_differs(tmp_path):
-  checkpoint.claim_workdir(TINY, tmp_path)
-  checkpoint.claim_workdir(TINY, tmp_path)
+  claim_workdir(TINY, tmp_path)
+  claim_workdir(TINY, tmp_path)
   with pytest.raises(UserError) as refusal:
-    checkpoint.claim_workdir(with_values(TINY, {'epochs': 2}), tmp_path)
+    claim_workdir(with_values(TINY, {'epochs': 2}), tmp_path)
   assert str(refusal.value) == f'--workdir={tmp_path} holds a run with --epochs=1, not 2: choose another, or delete it.'
 
 
 def test_a_workdir_in_use_is_refused_when_not_to_be_resumed(tmp_path):
   (tmp_path / 'thesis.txt').touch()
   with pytest.raises(UserError, match='is not empty and --resume=never'):
-    checkpoint.claim_workdir(with_values(TINY, {'resume': 'never'}), tmp_path)
+    claim_workdir(with_values(TINY, {'resume': 'never'}), tmp_path)
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(UserError, match='cannot be written: '):
-    checkpoint.claim_workdir(TINY, tmp_path / 'file' / 'run')
+    claim_workdir(TINY, tmp_path / 'file' / 'run')
 
 
 def test_half_a_line_of_figures_is_dropped(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"at": [0, 0, 8]}\n{"at": [1, 0, 3]}\n{"at": [1, 1, 8]}\n{"at": [1, ')
-  checkpoint.MetricsLog(path).rewind((1, 1, 0))
+  MetricsLog(path).rewind((1, 1, 0))
   assert path.read_text() == '{"at": [0, 0, 8]}\n{"at": [1, 0, 3]}\n'
 
 

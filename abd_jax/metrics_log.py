@@ -1,0 +1,67 @@
+"""metrics.jsonl, and what is read out of it."""
+
+import itertools
+import json
+from pathlib import Path
+
+from abd_jax import processes
+from abd_jax.workdir import write_whole
+
+
+class MetricsLog:
+  """metrics.jsonl: a line of figures an epoch, each at a place in the run, so that a resumed run repeats none."""
+
+  def __init__(self, path, *mirrors):
+    """`mirrors` have `rewind(lines)`, told what is kept of the log, as dicts, and `add(line)`, each that is written."""
+    self._path, self._mirrors = Path(path), mirrors
+
+  def read(self):
+    """The lines as dicts, to the first that the process died over while it wrote."""
+    found = []
+    for line in self._path.read_text().splitlines() if self._path.exists() else ():
+      try:
+        found.append(json.loads(line))
+      except ValueError:
+        break
+    return found
+
+  def rewind(self, place):
+    """Drops the lines after `place`, a tuple (task, phase, step)."""
+    if not processes.is_first():
+      return
+    kept = list(itertools.takewhile(lambda line: tuple(line['at']) <= place, self.read()))
+    write_whole(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
+    for mirror in self._mirrors:
+      mirror.rewind(kept)
+
+  def write(self, place, **figures):
+    if not processes.is_first():
+      return
+    with self._path.open('a') as file:
+      file.write(json.dumps({'at': place, **figures}) + '\n')
+    for mirror in self._mirrors:
+      mirror.add({'at': place, **figures})
+
+  def close(self):
+    for mirror in self._mirrors:
+      mirror.close()
+
+
+class StepCounter:
+  """Counts the steps of a whole run, all its phases together, along the lines of its metrics.jsonl."""
+
+  def __init__(self):
+    self._phase, self._before, self._last = None, 0, 0
+
+  def at(self, line):
+    """How many steps the run had made when it wrote this line, the next of a phase."""
+    task, phase, step = line['at']
+    if (task, phase) != self._phase:
+      self._phase, self._before = (task, phase), self._last
+    self._last = self._before + step
+    return self._last
+
+
+def figures_of(line):
+  """{name: value} of what a phase's line of metrics.jsonl measured."""
+  return {name: value for name, value in line.items() if name not in ('at', 'task', 'phase', 'epoch', 'steps')}

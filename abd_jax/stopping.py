@@ -1,0 +1,60 @@
+"""The signal that a run should stop."""
+
+import os
+import signal
+import sys
+import threading
+
+from abd_jax.parallel import compiling
+
+
+class Preempted(SystemExit):
+  """The run was told to stop, saved, and can go on: exit status 75 (EX_TEMPFAIL)."""
+
+  def __init__(self):
+    super().__init__(75)
+
+
+class StopSignal:
+  """While entered, SIGTERM asks the run to save and stop; a second one ends it at once.
+
+  Python handles no signal while a compilation keeps it, which may last longer than a machine about to go: a thread
+  listens then. Phases are saved before their steps are compiled, so it loses nothing when it ends the process.
+  """
+
+  def __init__(self):
+    self.received = False
+    self.wait_for_save = lambda: None  # what a run still has to write, when it is ended
+    self._left = threading.Event()
+    self._previous = None
+
+  def _receive(self, number, frame):
+    del number, frame
+    self.received = True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+      self._previous = signal.signal(signal.SIGTERM, self._receive)
+      heard, self._signals = os.pipe()
+      os.set_blocking(self._signals, False)
+      self._previous_signals = signal.set_wakeup_fd(self._signals)
+      threading.Thread(target=self._listen, args=(heard,), daemon=True).start()
+    return self
+
+  def _listen(self, heard):
+    with os.fdopen(heard, 'rb', buffering=0) as numbers:
+      while (number := numbers.read(1)) and number[0] != signal.SIGTERM:
+        pass
+    while number and not self._left.wait(0.1):
+      if compiling():
+        self.wait_for_save()
+        print('Told to stop: the same command goes on from the last checkpoint.', file=sys.stderr, flush=True)
+        os._exit(Preempted().code)
+
+  def __exit__(self, *exception):
+    if self._previous is not None:
+      self._left.set()
+      signal.signal(signal.SIGTERM, self._previous)
+      signal.set_wakeup_fd(self._previous_signals)
+      os.close(self._signals)
