@@ -25,12 +25,13 @@ from abd_jax.results import versions
 METHODS = ('abd', 'base')
 
 
-def define_flags():
-  flags.DEFINE_string('dataset', 'digits', 'whose images are written as files: digits, cifar100, or npz:PATH')
-  flags.DEFINE_string('data_dir', '~/data', 'where the data set is looked for')
-  flags.DEFINE_integer('classes', 10, 'of its first so many classes each day teaches one half', lower_bound=2)
-  flags.DEFINE_string('workdir', 'days', 'photographs and models; must not exist')
-  flags.DEFINE_string('json', '', 'where the figures go')
+def define_flags(flag_values=flags.FLAGS):
+  where = {'flag_values': flag_values}
+  flags.DEFINE_string('dataset', 'digits', 'whose images are written as files: digits, cifar100, or npz:PATH', **where)
+  flags.DEFINE_string('data_dir', '~/data', 'where the data set is looked for', **where)
+  flags.DEFINE_integer('classes', 10, 'of its first so many classes each day teaches one half', lower_bound=2, **where)
+  flags.DEFINE_string('workdir', 'days', 'photographs and models; must not exist', **where)
+  flags.DEFINE_string('json', '', 'where the figures go', **where)
 
 
 def write_photographs(folder, images_NHWC, labels, class_names, classes):
@@ -50,19 +51,24 @@ def folder_py(model, *arguments):
   return done.stdout
 
 
-def accuracy(model, test_dir):
-  """Percent of the images of `test_dir` that are named rightly, all classes the model knows competing."""
-  return float(re.search(r'([\d.]+) % of \d+ images', folder_py(model, f'--test_dir={test_dir}'))[1])
+def accuracies(model, work, days):
+  """{day: percent of its test images that are named rightly, all classes the model knows competing}; of both, if two."""
+  found, counts = {}, {}
+  for day in days:
+    said = re.search(r'([\d.]+) % of (\d+) images', folder_py(model, f'--test_dir={work / "test" / day}'))
+    found[day], counts[day] = float(said[1]), int(said[2])
+  if len(found) > 1:
+    found['both'] = round(sum(found[day] * counts[day] for day in days) / sum(counts.values()), 2)
+  return found
 
 
-def run(lesson_flags):
-  asked = flags.FLAGS
+def run(lesson_flags, asked=flags.FLAGS):
   work = Path(asked.workdir).expanduser()
   if work.exists():
     raise UserError(f'--workdir={work} exists: name a new one.')
   data = load(asked.dataset, asked.data_dir)
   days = {'first': range(asked.classes // 2), 'second': range(asked.classes // 2, asked.classes)}
-  for day, classes in (*days.items(), ('both', range(asked.classes))):
+  for day, classes in days.items():
     write_photographs(work / 'test' / day, data.test_images, data.test_labels, data.class_names, classes)
 
   def teach(model, day, *more_flags):
@@ -71,12 +77,12 @@ def run(lesson_flags):
     shutil.rmtree(work / 'photos')
 
   teach(work / 'model', 'first')
-  found = {'after the first day': {'first': accuracy(work / 'model', work / 'test' / 'first')}}
-  print(f'After the first day {found["after the first day"]["first"]} % of its classes; its images are deleted.')
+  found = {'after the first day': accuracies(work / 'model', work, ['first'])}
+  print(f'After the first day {found["after the first day"]} %; its images are deleted.', flush=True)
   for method in METHODS:
     model = shutil.copytree(work / 'model', work / method)
     teach(model, 'second', f'--method={method}')
-    found[method] = {day: accuracy(model, work / 'test' / day) for day in ('first', 'second', 'both')}
+    found[method] = accuracies(model, work, ['first', 'second'])
     print(f'{method}: after the second day {found[method]} %.', flush=True)
   if asked.json:
     names = {day: [data.class_names[k] for k in classes] for day, classes in days.items()}
