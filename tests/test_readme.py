@@ -15,9 +15,10 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 
 
-def test_its_tables_are_the_reports(capsys):
-  inside = README.split('<!-- results -->\n')[1].split('<!-- /results -->')[0]
-  assert report.main([str(path) for path in sorted((ROOT / 'experiments' / 'results').glob('*.json'))]) == 0
+@pytest.mark.parametrize('mark, folder', [('results', '.'), ('250 epochs', 'mini_250_epochs')])
+def test_its_tables_are_the_reports(capsys, mark, folder):
+  inside = README.split(f'<!-- {mark} -->\n')[1].split(f'<!-- /{mark} -->')[0]
+  assert report.main([str(path) for path in sorted((ROOT / 'experiments' / 'results' / folder).glob('*.json'))]) == 0
   assert inside.strip() == capsys.readouterr().out.strip()
 
 
