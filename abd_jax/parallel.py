@@ -30,7 +30,7 @@ def compile_seconds():
 
 
 def compiling():
-  """Whether a `CompiledStep` is being traced and compiled, which keeps Python from everything else."""
+  """Whether a `CompiledStep` is in its first call: traced and compiled, which keeps Python from everything else."""
   return _compiling
 
 
@@ -114,8 +114,6 @@ class CompiledStep:
   def __init__(self, step, *, donate=(), axis=None):
     @functools.wraps(step)
     def traced(*args):
-      global _compiling
-      _compiling = True
       self.traces += 1
       return step(*args)
 
@@ -136,6 +134,7 @@ class CompiledStep:
   def __call__(self, *args):
     global _compiling
     traces = self.traces
+    _compiling = traces == 0
     try:
       result = self.jitted(*args)
     finally:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from abd_jax import native
@@ -61,6 +61,8 @@ def test_values_and_gradients_are_those_of_xla(images, kernel, stride, padding):
 )
 def test_any_shape(n, height, width, channels, features, side, stride):
   border = ((side // 2, side // 2),) * 2
+  # XLA, which is the yardstick, cannot compile its own gradient where a kernel of 2x2 at stride 2 meets a side of 1.
+  assume(not (side == stride == 2 and min(height, width) == 1))
   if min(height, width) + 2 * (side // 2) >= side:
     assert_equal_to_xla(*arrays((n, height, width, channels), (side, side, channels, features)), stride, border)
 
