@@ -405,9 +405,10 @@ class _Run:
     rollbacks = self._record.rollbacks + 1
     self._checkpoints.wait()
     if self._config.on_nan == 'stop' or rollbacks > _MOST_ROLLBACKS:
+      or_else = ', or --on_nan=rollback' if self._config.on_nan == 'stop' else ''
       raise NotFinite(
           f'{error} The last state before it is kept in {self._workdir / "checkpoints"}. A lower --learning_rate or'
-          ' --generator_learning_rate may help, or --on_nan=rollback.'
+          f' --generator_learning_rate may help{or_else}.'
       ) from None
     self._progress.say(f'{error} Back to the last checkpoint, rollback {rollbacks} of {_MOST_ROLLBACKS}.')
     self._restore()

@@ -144,7 +144,7 @@ def test_rollback_goes_on_from_the_last_checkpoint_with_other_draws(whole, datas
 
 def test_rollback_gives_up_after_the_third(dataset, tmp_path, monkeypatch):
   _fails_at(monkeypatch, task=0, step=3, times=4)
-  with pytest.raises(NotFinite, match='Task 1, learn, step 4: loss is nan.'):
+  with pytest.raises(NotFinite, match='Task 1, learn, step 4: loss is nan. .*_learning_rate may help[.]$'):
     train.run(dataclasses.replace(TINY, on_nan='rollback'), tmp_path, dataset)
   # A run that may not roll back is the same run: it goes on where that one stood.
   train.run(with_values(TINY, {'stop_after_task': 1}), tmp_path, dataset)
