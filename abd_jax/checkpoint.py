@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from abd_jax.errors import NotFinite, UserError
 
 # Saving and restoring are no meeting of all processes.
 _ALONE = {0}
+
+# Orbax numbers what it writes in the background by what the process wrote last: one save at a time, whosoever it is.
+_one_save = threading.Lock()
+_last_saved = None
 
 
 class Checkpoints:
@@ -68,7 +73,12 @@ class Checkpoints:
     record = {**record, _DIGEST: _digest(record, arrays)}
     self._number += 1
     items = ocp.args.Composite(states=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-    self._manager.save(self._number, args=items)
+    global _last_saved
+    with _one_save:
+      if _last_saved is not None and _last_saved is not self._manager:
+        _last_saved.wait_until_finished()
+      self._manager.save(self._number, args=items)
+      _last_saved = self._manager
 
   def restore(self, like):
     """The newest checkpoint that can be read.
@@ -122,8 +132,11 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def close(self):
+    global _last_saved
     if self._manager is not None:
       self._manager.close()
+      with _one_save:
+        _last_saved = None if _last_saved is self._manager else _last_saved
 
 
 # Of a record: what vouches for it and for the states beside it.

@@ -114,6 +114,9 @@ class Config:
   image_size: int = _field(0, 'images are area-averaged down to so many pixels a side; 0: native', at_least=0)
   seed: int = _field(0, 'of class order, initialisation and data order', at_least=0)
   seeds: tuple[int, ...] = _field((), 'several, with commas: one run each', identity=False)
+  seeds_in: str = _field('auto', 'several seeds of a method: one_program: trained at once, each step one of all of them;'
+                         ' turns: one after the other; auto: turns on CPU, one_program elsewhere',
+                         choices=('auto', 'one_program', 'turns'), identity=False)
   memory: int = _field(2000, 'old images that a method with a coreset keeps at most', at_least=1)
   student: str = _field('resnet32', 'the classifier', choices=tuple(STUDENTS))
   top_k: int = _field(1, 'a prediction counts when the label is among so many of the highest logits', at_least=1)

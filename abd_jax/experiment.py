@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from abd_jax import config as config_lib
-from abd_jax import pages, processes, tables, train, upper_bounds
+from abd_jax import lockstep, pages, processes, tables, train, upper_bounds
 from abd_jax.config import Config
 from abd_jax.data import load
 from abd_jax.errors import UserError
@@ -83,14 +84,14 @@ def run_all(config):
   Returns:
     A list of `results.Results`.
   """
-  runs = runs_of(config)
+  runs, in_turns = runs_of(config), _in_turns(config)
   dataset = load(config.dataset, config.data_dir, config.verify_checksum)
   stored = []
   for one, workdir in runs:  # all of them before the first is trained
     tasks = train.check(one, dataset)
     processes.on_first(functools.partial(_prepare, config, one, workdir, dataset, tasks, stored))
   with StopSignal() as stop:
-    results = [train.run(one, workdir, dataset, stop) for one, workdir in runs]
+    results = _train(runs, dataset, stop, in_turns)
   if processes.is_first():
     results = _with_omega(config, runs, results, stored)
     if len(runs) > 1:
@@ -99,6 +100,27 @@ def run_all(config):
     print('\n' + tables.markdown(tables.collate(results)), end='')
     print(f'Everything is in {Path(config.workdir).expanduser()}', flush=True)
   return results
+
+
+def _train(runs, dataset, stop, in_turns):
+  """The results of all runs, in their order: the seeds of a method at once, or one run after the other."""
+  if in_turns:
+    return [train.run(one, workdir, dataset, stop) for one, workdir in runs]
+  results = []
+  for _, of_one in itertools.groupby(runs, key=lambda run: run[0].method):
+    results += lockstep.train_together(list(of_one), dataset, stop)
+  return results
+
+
+def _in_turns(config):
+  """Whether the seeds of a method are trained one after the other."""
+  if len(config.seeds) < 2 or config.seeds_in == 'turns':
+    return True
+  if jax.process_count() > 1:  # threads would not meet those of other processes in the same order
+    if config.seeds_in == 'one_program':
+      raise UserError('--seeds_in=one_program is for one process: with --distributed, seeds are trained in turns.')
+    return True
+  return config.seeds_in == 'auto' and jax.default_backend() == 'cpu'
 
 
 def _prepare(config, one, workdir, dataset, tasks, stored):

@@ -118,6 +118,8 @@ class CompiledStep:
       return step(*args)
 
     self.traces = 0
+    self._step, self._settings = step, {'donate': donate, 'axis': axis}
+    self._several = {}
     if axis is None:
       self.jitted = jax.jit(
           traced, donate_argnums=donate, out_shardings=_everywhere(), compiler_options=compiler_options()
@@ -142,6 +144,25 @@ class CompiledStep:
     if self.traces > traces:
       _return_freed_memory()
     return result
+
+
+  def of_several(self, count):
+    """The same step of `count` runs as one program.
+
+    Returns:
+      A `CompiledStep` that takes, for each argument of this one, a tuple of what it is for each run, and gives a tuple
+      of what each run gets. The runs are a `vmap` apart, so that all but the convolutions is one operation for all.
+    """
+
+    @functools.wraps(self._step)
+    def together(*arguments):
+      stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_all) for of_all in arguments]
+      found = jax.vmap(self._step)(*stacked)
+      return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(count))
+
+    if count not in self._several:
+      self._several[count] = CompiledStep(together, **self._settings)
+    return self._several[count]
 
 
 def compile_once(function):

@@ -1,6 +1,7 @@
 """What a run says while it goes: live bars on a terminal, a line an epoch elsewhere."""
 
 import sys
+import threading
 import time
 
 from abd_jax import processes
@@ -18,7 +19,10 @@ class Progress:
     """`label` names the run; `stream` defaults to standard output. Of several processes the first one speaks."""
     self._label, self._num_tasks = label, num_tasks
     self._stream = stream or sys.stdout
-    self._bars = _Bars(label, num_tasks, self._stream) if self._stream.isatty() and processes.is_first() else None
+    # A terminal has one set of bars: runs in threads say a line an epoch.
+    alone = threading.current_thread() is threading.main_thread()
+    bars = self._stream.isatty() and processes.is_first() and alone
+    self._bars = _Bars(label, num_tasks, self._stream) if bars else None
 
   def begin(self, task, name, phase, phases, done, total):
     """Phase `name`, the `phase`-th of `phases` in a task, of `total` steps, starts, or goes on from `done`."""

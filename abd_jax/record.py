@@ -6,7 +6,8 @@ import time
 
 from abd_jax.parallel import compile_seconds
 
-_TIMED = ('inversion', 'train', 'eval', 'compile', 'total')
+_OF_TASK = ('inversion', 'train', 'eval', 'compile')
+_TIMED = (*_OF_TASK, 'total')
 _COUNTED = ('inversion', 'train')
 
 
@@ -15,7 +16,7 @@ class Record:
   """What a checkpoint says in JSON.
 
   `phase` counts the inversion and the method's phases within a task, `step` within a phase; `rollbacks` how often
-  training was taken back to a checkpoint, to go on with other draws.
+  training was taken back to a checkpoint, to go on with other draws; `by_task` what each task has taken.
   """
 
   task: int = 0
@@ -30,10 +31,18 @@ class Record:
   peak_memory_bytes: int = 0
   synthetic_confidence: list = dataclasses.field(default_factory=list)
   rollbacks: int = 0
+  by_task: list = dataclasses.field(default_factory=list)
 
   @property
   def place(self):
     return self.task, self.phase, self.step
+
+  def end_task(self, peak_memory_bytes):
+    """Notes what the task has taken, of which the peak is the run's so far, and goes to the start of the next."""
+    before = {kind: sum(task['seconds'][kind] for task in self.by_task) for kind in _OF_TASK}
+    seconds = {kind: self.seconds[kind] - before[kind] for kind in _OF_TASK}
+    self.by_task.append({'seconds': seconds, 'peak_memory_bytes': peak_memory_bytes})
+    self.task, self.phase, self.step = self.task + 1, 0, 0
 
   @contextlib.contextmanager
   def timed(self, kind):

@@ -24,7 +24,7 @@ class Results:
   """results.json. Accuracies are percentages on test images; see `metrics` for the definitions.
 
   `synthetic_confidence` is the teacher's mean confidence in a sample of synthetic images, for each task that had them;
-  `class_names` are those of `class_order`.
+  `class_names` are those of `class_order`; `by_task` has each task's seconds, and the peak of memory by its end.
   """
 
   method: str
@@ -51,6 +51,7 @@ class Results:
   config: dict
   synthetic_confidence: list = dataclasses.field(default_factory=list)
   class_names: list = dataclasses.field(default_factory=list)
+  by_task: list = dataclasses.field(default_factory=list)
 
   @property
   def local_accuracy(self):
@@ -96,6 +97,10 @@ def _flags_of(config):
   return {name: value for name, value in config_lib.as_dict(config).items() if name not in _PLACES}
 
 
+def _rounded(seconds):
+  return {name: round(value, 3) for name, value in seconds.items()}
+
+
 def _square(rows):
   """Rows of growing length as a square, None above the diagonal."""
   return [row + [None] * (len(rows) - len(row)) for row in rows]
@@ -119,7 +124,6 @@ def versions():
 
 def make_results(config, dataset, tasks, record, memory_held) -> Results:
   """The results of a run after one task or more, from what its record has measured."""
-  seconds = {name: round(value, 3) for name, value in record.seconds.items()}
   rates: dict[str, Any] = {
       kind: float(f'{count / record.seconds[kind]:.5g}') if count else None
       for kind, count in record.steps.items()
@@ -144,7 +148,7 @@ def make_results(config, dataset, tasks, record, memory_held) -> Results:
       backward_transfer=metrics.backward_transfer(record.accuracy_matrix),
       omega=None,
       memory_held=memory_held,
-      seconds=seconds,
+      seconds=_rounded(record.seconds),
       steps_per_second=rates,
       peak_memory_bytes=record.peak_memory_bytes,
       device=jax.devices()[0].device_kind,
@@ -152,4 +156,5 @@ def make_results(config, dataset, tasks, record, memory_held) -> Results:
       config=_flags_of(config),
       synthetic_confidence=record.synthetic_confidence,
       class_names=[str(dataset.class_names[index]) for index in tasks.order],
+      by_task=[{**task, 'seconds': _rounded(task['seconds'])} for task in record.by_task],
   )

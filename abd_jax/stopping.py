@@ -1,5 +1,6 @@
 """The signal that a run should stop."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -24,9 +25,16 @@ class StopSignal:
 
   def __init__(self):
     self.received = False
-    self.wait_for_save = lambda: None  # what a run still has to write, when it is ended
+    self._waits = []  # for what runs still have to write, when they are ended
     self._left = threading.Event()
     self._previous = None
+
+  @contextlib.contextmanager
+  def after(self, wait):
+    """While entered, the process is not ended before `wait()` returns."""
+    self._waits.append(wait)
+    yield
+    self._waits.remove(wait)
 
   def _receive(self, number, frame):
     del number, frame
@@ -48,7 +56,8 @@ class StopSignal:
         pass
     while number and not self._left.wait(0.1):
       if compiling():
-        self.wait_for_save()
+        for wait in self._waits:
+          wait()
         print('Told to stop: the same command goes on from the last checkpoint.', file=sys.stderr, flush=True)
         os._exit(Preempted().code)
 

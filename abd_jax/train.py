@@ -40,7 +40,7 @@ CALLS_IN_FLIGHT = 2
 _MOST_ROLLBACKS = 3
 
 
-def run(config, workdir, dataset=None, stop=None):
+def run(config, workdir, dataset=None, stop=None, programs=None):
   """Trains one method on one sequence of tasks, or goes on where such a run stopped.
 
   Args:
@@ -48,6 +48,7 @@ def run(config, workdir, dataset=None, stop=None):
     workdir: where flags.txt, metrics.jsonl, results.json, pictures and checkpoints go.
     dataset: a `data.Dataset`, when it is not to be loaded as `config` says.
     stop: the caller's `stopping.StopSignal`, when it listens for SIGTERM itself.
+    programs: the `programs.Programs` to be used, when they are not the run's own.
 
   Returns:
     The `results.Results`, as in results.json.
@@ -61,7 +62,7 @@ def run(config, workdir, dataset=None, stop=None):
   config = dataclasses.replace(config, dataset=dataset.name, workdir=str(workdir), distributed='')
   tasks = check(config, dataset)
   label = f'{config.method} seed {config.seed}'
-  with _opened(config, workdir, dataset, tasks, stop, label, config.num_tasks) as opened:
+  with _opened(config, workdir, dataset, tasks, stop, label, config.num_tasks, programs) as opened:
     return opened.execute()
 
 
@@ -88,7 +89,7 @@ def learn_task(config, workdir, dataset, tasks, task, student, stop=None):
 
 
 @contextlib.contextmanager
-def _opened(config, workdir, dataset, tasks, stop, label, num_tasks):
+def _opened(config, workdir, dataset, tasks, stop, label, num_tasks, programs=None):
   """A `_Run` in a workdir that is its own, with what has to be closed after it."""
   workdir = Path(workdir)
   with (
@@ -98,9 +99,10 @@ def _opened(config, workdir, dataset, tasks, stop, label, num_tasks):
   ):
     processes.on_first(lambda: _claim(config, workdir, held))
     checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)))
-    stop.wait_for_save = checkpoints.wait
+    held.enter_context(stop.after(checkpoints.wait))
     log = held.enter_context(contextlib.closing(MetricsLog(workdir / 'metrics.jsonl', *_mirrors(config, workdir))))
-    yield _Run(config, workdir, dataset, tasks, checkpoints, log, stop, progress)
+    programs = programs or programs_for(config, tasks, dataset)
+    yield _Run(config, workdir, dataset, tasks, programs, checkpoints, log, stop, progress)
 
 
 def _claim(config, workdir, held):
@@ -156,11 +158,11 @@ def check(config, dataset):
 class _Run:
   """One run in this process. The states are replaced, never changed; the record is what changes."""
 
-  def __init__(self, config, workdir, dataset, tasks, checkpoints, log, stop, progress):
+  def __init__(self, config, workdir, dataset, tasks, programs, checkpoints, log, stop, progress):
     self._config, self._workdir, self._dataset, self._tasks = config, workdir, dataset, tasks
+    self._programs = programs
     self._checkpoints, self._log, self._stop, self._progress = checkpoints, log, stop, progress
     self._method = METHODS[config.method]
-    self._programs = programs_for(config, tasks, dataset)
     self._streams = Streams(tasks, self._method, config.memory, config.seed)
     self._coreset = coreset.empty(self._streams.memory, tasks.image_shape) if self._method.coreset else None
     self._record = Record()
@@ -367,7 +369,7 @@ class _Run:
     record.accuracy_matrix_local.append(local_row)
     record.accuracy_after_task.append(accuracy)
     # The place after the evaluation, so that a run killed before it is saved writes this line again, and once.
-    record.task, record.phase, record.step = task + 1, 0, 0
+    record.end_task(results_lib.peak_memory_bytes())
     self._log.write(record.place, task=task + 1, accuracy=accuracy, accuracy_by_task=row)
     by_task = ' '.join(f'{value:.1f}' for value in row)
     self._progress.say(

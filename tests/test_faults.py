@@ -163,8 +163,7 @@ def step(x):
     x = jnp.sort(jnp.cumsum(x)[::-1])
   return x
 
-with StopSignal() as stop:
-  stop.wait_for_save = lambda: print('saved', flush=True)
+with StopSignal() as stop, stop.after(lambda: print('saved', flush=True)):
   CompiledStep(step)(jnp.ones(100))
 print('compiled')
 """

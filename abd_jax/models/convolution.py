@@ -41,21 +41,33 @@ def conv_general_dilated(images_NHWC, kernel_HWIO, window_strides, padding, **ig
   stride, padding = window_strides[0], tuple(map(tuple, padding))
   # What is called by name is opaque to XLA, which could not split it over several devices.
   single = jax.default_backend() == 'cpu' and jax.device_count() == 1 and not _portable.get()
-  if single and images_NHWC.dtype == kernel_HWIO.dtype == jnp.float32 and native.lanes():
-    return _convolve(images_NHWC, kernel_HWIO, stride, padding)
-  return _xla(images_NHWC, kernel_HWIO, stride, padding)
+  own = bool(single and images_NHWC.dtype == kernel_HWIO.dtype == jnp.float32 and native.lanes())
+  return _convolve(images_NHWC, kernel_HWIO, stride, padding, own)
 
 
 def _xla(images, kernel, stride, padding):
   return jax.lax.conv_general_dilated(images, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
 
+def _one_by_one(function, *arrays):
+  """`function(*arrays)`, under `vmap` for one after the other: at once it would be a grouped convolution, for which no
+  platform has kernels as good as those for a plain one."""
+  function = jax.custom_batching.custom_vmap(function)
+
+  @function.def_vmap
+  def _(count, is_batched, *arrays):
+    each = [[x[i] if batched else x for x, batched in zip(arrays, is_batched, strict=True)] for i in range(count)]
+    return jnp.stack([function(*its) for its in each]), True
+
+  return function(*arrays)
+
+
 def _native(target, shape, stride, padding, instead, *arrays):
   """One of the kernels where it is compiled for CPU, `instead` on other platforms. Shapes tell the lower border."""
-  # At once for all of a vmap would be a kernel of its own; seeds one after the other are as fast.
-  call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, jnp.float32), vmap_method='sequential')
+  call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, jnp.float32))
   numbers = {'stride': np.int64(stride), 'top': np.int64(padding[0][0]), 'left': np.int64(padding[1][0])}
-  return jax.lax.platform_dependent(*arrays, cpu=functools.partial(call, **numbers), default=instead)
+  kernel = functools.partial(call, **numbers)
+  return _one_by_one(lambda *arrays: jax.lax.platform_dependent(*arrays, cpu=kernel, default=instead), *arrays)
 
 
 def _fits(features):
@@ -63,24 +75,25 @@ def _fits(features):
   return features % native.lanes() == 0
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(images, kernel, stride, padding):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(images, kernel, stride, padding, own):
+  """`own`: by the kernels of `abd_jax.native`, where they fit."""
   xla = functools.partial(_xla, stride=stride, padding=padding)
-  if not _fits(kernel.shape[-1]):
-    return xla(images, kernel)
+  if not (own and _fits(kernel.shape[-1])):
+    return _one_by_one(xla, images, kernel)
   shape = jax.eval_shape(xla, images, kernel).shape
   return _native('abd_convolve', shape, stride, padding, xla, images, kernel)
 
 
-def _convolve_forward(images, kernel, stride, padding):
-  return _convolve(images, kernel, stride, padding), (images, kernel)
+def _convolve_forward(images, kernel, stride, padding, own):
+  return _convolve(images, kernel, stride, padding, own), (images, kernel)
 
 
-def _convolve_backward(stride, padding, kept, upstream):
+def _convolve_backward(stride, padding, own, kept, upstream):
   images, kernel = kept
   return (
-      _image_gradient(images, kernel, upstream, stride, padding),
-      _kernel_gradient(images, kernel, upstream, stride, padding),
+      _image_gradient(images, kernel, upstream, stride, padding, own),
+      _kernel_gradient(images, kernel, upstream, stride, padding, own),
   )
 
 
@@ -97,20 +110,23 @@ def _turned(kernel):
   return kernel[::-1, ::-1].transpose(0, 1, 3, 2)
 
 
-def _image_gradient(images, kernel, upstream, stride, padding):
-  if stride == 1:
-    return _convolve(upstream, _turned(kernel), 1, _mirrored(padding, kernel))
-  return jax.linear_transpose(lambda images: _xla(images, kernel, stride, padding), images)(upstream)[0]
+def _image_gradient(images, kernel, upstream, stride, padding, own):
+  def xla(kernel, upstream):
+    return jax.linear_transpose(lambda images: _xla(images, kernel, stride, padding), images)(upstream)[0]
+
+  if own and stride == 1:
+    return _convolve(upstream, _turned(kernel), 1, _mirrored(padding, kernel), own)
+  return _one_by_one(xla, kernel, upstream)
 
 
-def _kernel_gradient(images, kernel, upstream, stride, padding):
+def _kernel_gradient(images, kernel, upstream, stride, padding, own):
   def xla(images, upstream):
     return jax.linear_transpose(lambda kernel: _xla(images, kernel, stride, padding), kernel)(upstream)[0]
 
-  if _fits(kernel.shape[-1]):
+  if own and _fits(kernel.shape[-1]):
     return _native('abd_kernel_gradient', kernel.shape, stride, padding, xla, images, upstream)
-  if stride == 1 and _fits(kernel.shape[-2]):  # few features of many channels: images and upstream change places
+  if own and stride == 1 and _fits(kernel.shape[-2]):  # few features of many channels: images and upstream change places
     shape = jax.eval_shape(_turned, kernel).shape
     instead = lambda upstream, images: _turned(xla(images, upstream))  # noqa: E731
     return _turned(_native('abd_kernel_gradient', shape, 1, _mirrored(padding, kernel), instead, upstream, images))
-  return xla(images, upstream)
+  return _one_by_one(xla, images, upstream)
