@@ -1,0 +1,71 @@
+"""What ABD on the paper's benchmarks takes on a machine, from the steps that `experiments/benchmark.py` has timed there.
+
+A run's time is that of its steps; evaluation and compilation are little beside them. Networks and image sizes that were
+not timed are taken to reach as many operations a second as the ones that were.
+"""
+
+import dataclasses
+
+from abd_jax.benchmark import STEPS, step_flops
+from abd_jax.config import Config
+from abd_jax.errors import UserError
+from abd_jax.programs import inversion_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """A data set, as far as the steps of a run depend on it: its images' side in pixels, classes, training images."""
+
+  side: int
+  classes: int
+  images: int
+
+
+SIZES = {
+    'cifar100': Size(32, 100, 50000),
+    'tiny_imagenet': Size(64, 200, 100000),
+    'imagenet': Size(224, 1000, 1281167),
+}
+
+
+def steps_of(config: Config) -> dict[str, int]:
+  """{'first', 'abd', 'generator'}: steps of a run of ABD in its first task, in the later ones, and of the inversion."""
+  size = SIZES[config.dataset]
+  classes_per_task = (config.num_classes or size.classes) // config.num_tasks
+  images_per_task = classes_per_task * size.images // size.classes
+  first = images_per_task // config.optimisation.batch_size * config.optimisation.epochs
+  later = config.num_tasks - 1
+  return {'first': first, 'abd': later * first, 'generator': later * inversion_steps(config)}
+
+
+def flops_of(config: Config) -> dict[str, int]:
+  """The operations of a run's steps of each kind, a backward pass counted as two forward ones."""
+  a_step = step_flops(dataclasses.replace(config, image_size=SIZES[config.dataset].side, num_classes=0, num_tasks=10))
+  return {name: count * a_step[name] for name, count in steps_of(config).items()}
+
+
+def seconds_of(config: Config, found: dict) -> float:
+  """Seconds of a run, where `found` is what `benchmark.run` found on the machine."""
+  reached = {row['step']: row['flops_per_second'] for row in found['steps']}
+  return sum(count / reached[name] for name, count in flops_of(config).items())
+
+
+def markdown(configs: dict[str, Config], found: dict) -> str:
+  """A table of the runs, by the names they are given.
+
+  Raises:
+    UserError: a run is not of ABD on one of the benchmarks.
+  """
+  lines = [
+      f'Hours by {found["ours"]} on {found["device"]} ({found["student"]}, {found["image_size"]} pixels, batch'
+      f' {found["batch_size"]} were timed):\n',
+      '| one seed of | steps, first task | steps, later tasks | steps of inversion | operations | hours |',
+      '|---|---|---|---|---|---|',
+  ]
+  for name, config in configs.items():
+    if config.dataset not in SIZES or config.method != 'abd':
+      raise UserError(f'{name} is not a run of abd on one of {", ".join(SIZES)}.')
+    counts = ' | '.join(f'{steps_of(config)[step]:,}' for step in STEPS)
+    operations = sum(flops_of(config).values())
+    lines.append(f'| {name} | {counts} | {operations:.1e} | {seconds_of(config, found) / 3600:,.1f} |')
+  return '\n'.join(lines) + '\n'

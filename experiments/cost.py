@@ -1,0 +1,26 @@
+"""What seeds of ABD take on a machine whose steps `experiments/benchmark.py --json=FILE` has timed.
+
+  python experiments/cost.py --benchmark=benchmark.json experiments/flags/cifar100_10_abd.flags
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from abd_jax import config, cost, experiment
+from abd_jax.errors import UserError
+
+
+def main(flagfiles):
+  try:
+    found = json.loads(Path(flags.FLAGS.benchmark).read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f'--benchmark={flags.FLAGS.benchmark} cannot be read: {error}.') from None
+  if not flagfiles:
+    raise UserError('Name the flagfiles of the runs after the flags.')
+  print(cost.markdown({Path(file).stem: config.from_flagfile(file) for file in flagfiles}, found), end='')
+
+
+if __name__ == '__main__':
+  experiment.start(lambda: flags.DEFINE_string('benchmark', '', 'what experiments/benchmark.py --json wrote'), main)

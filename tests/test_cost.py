@@ -1,0 +1,63 @@
+"""What a run takes, from what a step takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from abd_jax import config, cost
+from abd_jax.benchmark import STEPS, step_flops
+from abd_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch, request):
+  monkeypatch.chdir(request.config.rootpath)  # where flagfiles name one another from
+
+
+def settings(name):
+  return config.from_flagfile(f'experiments/flags/{name}_abd.flags')
+
+
+@pytest.mark.parametrize('name, first, generator', [
+    # 100 / 10 classes of 500 images are 5,000 a task: 39 batches of 128, 250 times. 5,000 steps before each of 9 tasks.
+    ('cifar100_10', 39 * 250, 9 * 5000),
+    ('cifar100_5', 78 * 250, 4 * 5000),
+    # 200 / 20 classes of 500: 39 batches again, 19 times 5,000 steps.
+    ('tiny_imagenet_20', 39 * 250, 19 * 5000),
+    # A tenth of 1,281,167 images is 128,116: 1,000 batches, 100 times; a hundredth 12,811: 100 batches.
+    ('imagenet1000_10', 1000 * 100, 9 * 10000),
+    ('imagenet100_10', 100 * 100, 9 * 10000),
+])
+def test_steps_of_a_run(name, first, generator):
+  run = settings(name)
+  assert cost.steps_of(run) == {'first': first, 'abd': (run.num_tasks - 1) * first, 'generator': generator}
+
+
+def test_seconds_are_steps_times_what_was_timed():
+  run = settings('cifar100_10')
+  flops = step_flops(config.Config(dataset='random', num_tasks=10))
+  # As many operations a second as make a step take 2, 3 and 5 seconds.
+  taken = dict(zip(STEPS, (2.0, 3.0, 5.0), strict=True))
+  found = {'steps': [{'step': name, 'flops_per_second': flops[name] / taken[name]} for name in STEPS]}
+  assert cost.seconds_of(run, found) == pytest.approx(2 * 9750 + 3 * 9 * 9750 + 5 * 45000)
+
+
+def test_an_image_of_twice_the_side_takes_four_times_as_long():
+  found = {'steps': [{'step': name, 'flops_per_second': 1e9} for name in STEPS]}
+  tiny = config.with_values(settings('tiny_imagenet_20'), {'num_tasks': 10, 'num_classes': 100, 'generator': 'cifar'})
+  ratio = cost.seconds_of(tiny, found) / cost.seconds_of(settings('cifar100_10'), found)
+  assert ratio == pytest.approx(4, rel=0.02)  # but for head and latents
+
+
+def test_the_readmes_table_is_the_commands():
+  shown = Path('README.md').read_text().split('<!-- cost -->\n')[1].split('<!-- /cost -->')[0]
+  names = [f'{name}_abd' for name in ('cifar100_10', 'tiny_imagenet_20', 'imagenet100_10', 'imagenet1000_10')]
+  found = json.loads(Path('experiments/results/benchmark/cpu.json').read_text())
+  assert shown == cost.markdown({name: config.from_flagfile(f'experiments/flags/{name}.flags') for name in names}, found)
+
+
+def test_other_runs_are_refused():
+  with pytest.raises(UserError, match='digits is not a run of abd on one of cifar100, tiny_imagenet, imagenet.'):
+    cost.markdown({'digits': config.Config(dataset='digits')}, {**dict.fromkeys(
+        ('ours', 'device', 'student', 'image_size', 'batch_size')), 'steps': []})
