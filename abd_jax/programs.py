@@ -141,8 +141,8 @@ def programs_for(config, tasks, dataset):
 def clear():
   """Forgets every program, so that the next run traces its own."""
   for build in (
-      _init_student, _init_generator, _init_image_set, _renew, _begin_epoch, _restart, _freeze, _learn, _invert, _invert_images, _preview,
-      _evaluate, features,
+      _init_student, _init_generator, _init_image_set, _renew, _begin_epoch, _restart, _freeze, _learn, _invert,
+      _invert_images, _preview, _evaluate, features,
   ):
     build.cache_clear()
 

@@ -19,7 +19,7 @@ def adaptive_factors(past, seen):
     seen: number of classes of the tasks so far.
 
   Returns:
-    (f32[], f32[]): alpha = log2(new / 2 + 1), how much a task brings; beta = sqrt(past / new), how much there is to keep.
+    (f32[], f32[]): alpha = log2(new / 2 + 1), how much a task brings; beta = sqrt(past / new), how much is to be kept.
   """
   past, new = (jnp.asarray(count, jnp.float32) for count in (past, seen - past))
   return jnp.log2(new / 2 + 1), jnp.sqrt(past / new)

@@ -29,7 +29,7 @@ class Tally:
 class StudentState:
   """The classifier that learns, and with it the method's own parameters.
 
-  `opt_state` is the momentum; the learning rate comes with each batch. `tally` is None for a method that does not count.
+  `opt_state` is the momentum; the learning rate comes with each batch. `tally` is None where labels are not counted.
   """
 
   params: Any

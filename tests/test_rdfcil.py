@@ -179,7 +179,8 @@ def test_refining_by_hand():
 @pytest.fixture(scope='module')
 def student():
   """A student of iCaRL's kind with projections and a tally, and images for it."""
-  model, optimizer = make_student('resnet8_icarl', CLASSES), states.student_optimizer(config.Optimisation(weight_decay=0.1))
+  model = make_student('resnet8_icarl', CLASSES)
+  optimizer = states.student_optimizer(config.Optimisation(weight_decay=0.1))
   own = rdfcil.projections((8, 8, 1), 4, model.feature_size)
   init = jax.jit(lambda key: states.init_student(model, optimizer, (8, 8, 1), key, own, CLASSES))
   real, synthetic = jax.random.normal(jax.random.key(1), (2, 4, 8, 8, 1))

@@ -1,4 +1,4 @@
-"""R-DFCIL (Gao et al., ECCV 2022, https://arxiv.org/abs/2203.13104): relations guide the features, then the head learns."""
+"""R-DFCIL (Gao et al., ECCV 2022, https://arxiv.org/abs/2203.13104): relations guide features, then the head learns."""
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,8 @@ RDFCIL = Method(
     later=(
         Phase('represent', represent_loss, dreams=True, apart=True, trains=everything),
         Phase(
-            'refine', refine_loss, dreams=True, trains=head, frozen_statistics=True, schedule=refinement, continues=True,
+            'refine', refine_loss, dreams=True, trains=head, frozen_statistics=True, continues=True,
+            schedule=refinement,
         ),
     ),
     own=projections,
