@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 
@@ -363,11 +364,26 @@ def test_several_steps_a_call_in_two_phases(small, digits, tmp_path):
   assert lines[0][0]['loss'] == pytest.approx(lines[1][0]['loss'], rel=1e-3)  # within a loop XLA fuses otherwise
 
 
-def test_labels_are_counted_epoch_by_epoch_however_many_steps_a_call_makes(small, digits, tmp_path):
+def test_labels_are_counted_epoch_by_epoch_however_many_steps_a_call_makes(small, digits, tmp_path, monkeypatch):
   # 17 or 18 steps an epoch in calls of four; two epochs of refining after one of representing. The synthetic labels
   # depend on float sums, which a loop orders otherwise: their number does not.
   several = with_values(TINY, {'method': 'rdfcil', 'steps_per_call': 4, 'stop_after_task': 2} | OTHERWISE['rdfcil'])
+  build, did = train.programs_for, []
+
+  def watched(*args):
+    found = build(*args)
+    learn = {
+        phase: lambda *args, phase=phase: did.append((phase.name, args[8])) or found.learn[phase](*args)
+        for phase in found.learn
+    }
+    restart = lambda student: did.append('restart') or found.restart(student)  # noqa: E731
+    return dataclasses.replace(found, learn=learn, restart=restart)
+
+  monkeypatch.setattr(train, 'programs_for', watched)
   train.run(several, tmp_path, digits)
+  # The second phase has a rate of its own and goes on with the momentum of the first.
+  of_task_2 = did[did.index(('represent', 0.1)) - 1 :]
+  assert [found for found, _ in itertools.groupby(of_task_2)] == ['restart', ('represent', 0.1), ('refine', 0.005)]
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   epochs = [line['steps'] for line in lines if line['task'] == 2 and line.get('phase') in ('represent', 'refine')]
   assert len(epochs) == 3 and len(set(epochs)) == 1
@@ -376,6 +392,19 @@ def test_labels_are_counted_epoch_by_epoch_however_many_steps_a_call_makes(small
   # As many synthetic images, of the past classes, as real ones, of the new; none of classes not met yet.
   assert tally['so_far'][2:4].sum() == tally['so_far'][:2].sum() and not tally['so_far'][4:].any()
   assert set(programs.programs_for(several, train.check(several, digits), digits).traces().values()) == {1}
+
+
+def test_projections_are_new_in_each_task_and_the_same_again_when_it_begins_again(small, digits):
+  settings = with_values(TINY, {'method': 'rdfcil'} | OTHERWISE['rdfcil'])
+  made = programs.programs_for(settings, train.check(settings, digits), digits)
+  place = lambda task: np.array([0, task, steps.Address.STUDENT_INIT, 0], np.int32)  # noqa: E731
+  first = made.init_student(place(0))
+  second = made.renew(first.replace(tally=jax.tree.map(lambda counts: counts + 1, first.tally)), place(1))
+  chex.assert_trees_all_equal(second, made.renew(second, place(1)))
+  for name, params in first.params.items():
+    same = jax.tree.map(np.array_equal, params, second.params[name])
+    assert not any(jax.tree.leaves(same)) if name == 'own' else all(jax.tree.leaves(same)), name
+  assert not np.any(second.tally.so_far)
 
 
 def test_statistics_move_in_the_second_phase_when_asked(small, digits, tmp_path):
