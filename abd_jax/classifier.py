@@ -45,8 +45,10 @@ def setting_names():
 
 def method_names():
   """The methods that carry nothing but the classifier from task to task."""
-  alone = lambda method: not (method.cumulative or method.coreset or method.own or method.readout)  # noqa: E731
-  return [name for name, method in METHODS.items() if alone(method)]
+  return [
+      name for name, method in METHODS.items()
+      if not (method.cumulative or method.coreset or method.readout or (method.own and not method.renews_own))
+  ]
 
 
 def with_settings(config, settings):

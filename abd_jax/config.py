@@ -33,6 +33,11 @@ class Optimisation:
   batch_size: int = _field(128, 'real images a step, and as many synthetic ones', at_least=1)
   learning_rate: float = _field(0.1, 'of the first epoch', above=0)
   momentum: float = _field(0.9, 'of SGD, without Nesterov', at_least=0)
+  second_epochs: int = _field(0, 'passes of the second phase; 0: as many as --epochs in e2e and bic, a quarter of it in'
+                              ' rdfcil', at_least=0)
+  second_learning_rate: float = _field(0.0, 'of the second phase; 0: a hundredth of --learning_rate in e2e and bic,'
+                                       ' where it decays as in the first, a twentieth in rdfcil, where it stays',
+                                       at_least=0)
   weight_decay: float = _field(2e-4, 'on every parameter that moves; 0 for dgr, whatever this says', at_least=0)
   bn_double_update: bool = _field(
       False, 'ABD\'s running statistics move to .81 r + .19 batch a step, as in the authors\' code, where a second'
@@ -93,8 +98,11 @@ class Hyperparameters:
                        ' other rows are distilled; finetune: no Eq. 14', choices=('none', *ABLATIONS))
   kd_weight: float = _field(1.0, 'of the softened predictions in the other methods', at_least=0)
   kd_temperature: float = _field(2.0, 'of the softened predictions', above=0)
-  phase2_batch_stats: str = _field('frozen', 'BatchNorm in the second phase of e2e and bic; updated: in train mode, as'
-                                   ' in the authors\' code', choices=('frozen', 'updated'))
+  ce_weight: float = _field(0.5, 'of the cross-entropies of rdfcil', at_least=0)
+  hkd_weight: float = _field(0.15, 'of the past logits that rdfcil holds on synthetic images', at_least=0)
+  rkd_weight: float = _field(0.5, 'of the angles between features that rdfcil holds on real images', at_least=0)
+  phase2_batch_stats: str = _field('frozen', 'BatchNorm in the second phase of e2e, bic and rdfcil; updated: in train'
+                                   ' mode, as in ABD\'s authors\' code of the first two', choices=('frozen', 'updated'))
   bic_evaluation: str = _field('corrected', 'logits evaluated; raw: without the bias layers, as in the authors\' code',
                                choices=('corrected', 'raw'))
 
@@ -119,6 +127,8 @@ class Config:
                          choices=('auto', 'one_program', 'turns'), identity=False)
   memory: int = _field(2000, 'old images that a method with a coreset keeps at most', at_least=1)
   student: str = _field('resnet32', 'the classifier', choices=tuple(STUDENTS))
+  head_bias: str = _field('auto', 'whether the classifier\'s head has a bias; auto: those of iCaRL\'s kind have none',
+                          choices=('auto', 'true', 'false'))
   top_k: int = _field(1, 'a prediction counts when the label is among so many of the highest logits', at_least=1)
   upper_bound: str = _field('', 'for Omega, the directory or results.json of a run of upper_bound; {seed} stands for'
                             ' the seed; empty: upper_bound/seed<k> in the workdir or beside it, where there is one',

@@ -26,6 +26,7 @@ from abd_jax.data.sources import Dataset, channel_statistics
 from abd_jax.data.tasks import OneTask
 from abd_jax.errors import UserError
 from abd_jax.export import export
+from abd_jax.methods.interface import OWN
 from abd_jax.metrics import top_k_hits
 from abd_jax.stopping import StopSignal
 
@@ -186,7 +187,9 @@ class Learner:
       folder = workdir or stack.enter_context(tempfile.TemporaryDirectory(prefix='abd_jax_'))
       config = dataclasses.replace(config, dataset=source, workdir=str(folder))
       learned = train.learn_task(config, folder, dataset, task, len(known.tasks), student, stop)
-    self._classifier = dataclasses.replace(after, variables=jax.tree.map(np.array, learned.variables))
+    variables = jax.tree.map(np.array, learned.variables)
+    variables['params'].pop(OWN, None)  # made new for each task
+    self._classifier = dataclasses.replace(after, variables=variables)
 
   def predict(self, images):
     """`Predictions` of u8[N, H, W, C] images.

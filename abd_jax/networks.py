@@ -22,7 +22,8 @@ class Networks:
     precision: of the activations, 'float32' or 'bfloat16'.
     axis: the mapped axis along which devices share a batch under --parallel=pmap, or None.
     task_of_class: the task of each class of the head.
-    own: as in `methods.interface.Method`.
+    own, tallies: as in `methods.interface.Method`.
+    head_bias: whether the student's head has a bias; None: as the student has it.
   """
 
   student: str
@@ -35,10 +36,12 @@ class Networks:
   axis: str | None = None
   task_of_class: tuple[int, ...] = ()
   own: Callable | None = None
+  tallies: bool = False
+  head_bias: bool | None = None
 
   @property
   def classifier(self):
-    return make_student(self.student, self.num_classes, self.precision, self.axis)
+    return make_student(self.student, self.num_classes, self.precision, self.axis, self.head_bias)
 
   @property
   def dreamer(self):
@@ -49,13 +52,20 @@ class Networks:
     return make_normalise(self.mean, self.std)
 
   @property
+  def tallied(self):
+    """How many classes are counted, or None for a method that does not count."""
+    return self.num_classes if self.tallies else None
+
+  @property
   def init_own(self):
     """(key) -> the method's own parameters, or None for a method without.
 
     Raises:
       ValueError: the method cannot take images of this shape.
     """
-    return self.own(self.image_shape, 1 + max(self.task_of_class)) if self.own else None
+    if self.own is None:
+      return None
+    return self.own(self.image_shape, 1 + max(self.task_of_class), self.classifier.feature_size)
 
 
 def networks_for(config, tasks, dataset):
@@ -73,4 +83,6 @@ def networks_for(config, tasks, dataset):
       axis=axis_of(config.parallel),
       task_of_class=tasks.task_of_class,
       own=method.own,
+      tallies=method.tallies,
+      head_bias={'auto': None, 'true': True, 'false': False}[config.head_bias],
   )

@@ -39,6 +39,9 @@ class Programs:
     init_student: (place) -> StudentState; a place is i32[4], the (seed, task, address, step) that its key is found at:
       deriving the key outside would be more dispatches.
     init_generator: (place) -> GeneratorState; an ImageSetState with --inversion=images, here and below.
+    renew: (student, place) -> student as a later task begins, for a method that has something for one task alone; else
+      None.
+    begin_epoch: (states.Tally) -> Tally, for a method that counts labels; else None.
     restart: (student) -> student, its momentum as before the first step.
     freeze: (student) -> TeacherState, a copy.
     learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, place, count,
@@ -57,6 +60,8 @@ class Programs:
   networks: Networks
   init_student: Callable
   init_generator: Callable | None
+  renew: Callable | None
+  begin_epoch: Callable | None
   restart: Callable
   freeze: Callable
   learn: dict[Phase, CompiledStep]
@@ -119,6 +124,8 @@ def programs_for(config, tasks, dataset):
   return Programs(
       networks=networks,
       init_student=_init_student(networks, optimisation),
+      renew=_renew(networks, optimisation, method.renews_own) if method.renews_own or method.tallies else None,
+      begin_epoch=_begin_epoch() if method.tallies else None,
       restart=_restart(optimisation),
       freeze=_freeze(),
       learn={p: _learn(p, networks, optimisation, augmentation, config.hparams, image_set) for p in phases},
@@ -134,8 +141,8 @@ def programs_for(config, tasks, dataset):
 def clear():
   """Forgets every program, so that the next run traces its own."""
   for build in (
-      _init_student, _init_generator, _init_image_set, _restart, _freeze, _learn, _invert, _invert_images, _preview,
-      _evaluate, features,
+      _init_student, _init_generator, _init_image_set, _renew, _begin_epoch, _restart, _freeze, _learn, _invert,
+      _invert_images, _preview, _evaluate, features,
   ):
     build.cache_clear()
 
@@ -158,9 +165,25 @@ _cached = functools.lru_cache(maxsize=16)
 def _init_student(networks, optimisation):
   optimizer = states.student_optimizer(optimisation)
   init = functools.partial(
-      states.init_student, networks.classifier, optimizer, networks.image_shape, own=networks.init_own
+      states.init_student, networks.classifier, optimizer, networks.image_shape, own=networks.init_own,
+      tallied=networks.tallied,
   )
   return compile_once(lambda place: init(steps.key_at(place)))
+
+
+@_cached
+def _renew(networks, optimisation, own):
+  optimizer, init_own = states.student_optimizer(optimisation), networks.init_own if own else None
+
+  def renew(student, place):
+    return states.renewed(student, optimizer, steps.key_at(place), init_own, networks.tallied)
+
+  return compile_once(renew)
+
+
+@_cached
+def _begin_epoch():
+  return compile_once(states.begin_epoch)
 
 
 @_cached
@@ -203,6 +226,7 @@ def _learn(phase, networks, optimisation, augmentation, hparams, image_set=None)
       trains=phase.trains,
       train_mode=not phase.frozen_statistics or hparams.phase2_batch_stats == 'updated',
       tasks=networks.task_of_class,
+      apart=phase.apart,
   )
   draw, dream = synthesis(networks, phase.dreams, phase.replays, image_set)
   step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream, networks.axis, draw)

@@ -13,15 +13,29 @@ LATENT_SIZE = 1000
 
 
 @flax.struct.dataclass
+class Tally:
+  """How often each class of the head was met in a task, real and synthetic images alike.
+
+  Attributes:
+    so_far: i32[K], up to the last step.
+    before_epoch: i32[K], when the epoch began: what losses look at.
+  """
+
+  so_far: Any
+  before_epoch: Any
+
+
+@flax.struct.dataclass
 class StudentState:
   """The classifier that learns, and with it the method's own parameters.
 
-  `opt_state` is the momentum; the learning rate comes with each batch.
+  `opt_state` is the momentum; the learning rate comes with each batch. `tally` is None where labels are not counted.
   """
 
   params: Any
   batch_stats: Any
   opt_state: Any
+  tally: Tally | None = None
 
   @property
   def variables(self):
@@ -87,13 +101,31 @@ def init_image_set(optimizer, count, batch_size, image_shape, key):
   return ImageSetState(images_MHWC, optimizer.init(images_MHWC[:batch_size]))
 
 
-def init_student(model, optimizer, image_shape, key, own=None):
-  """A student with fresh weights for images of shape (H, W, C); `own`: (key) -> the method's own parameters."""
+def init_student(model, optimizer, image_shape, key, own=None, tallied=None):
+  """A student with fresh weights for images of shape (H, W, C); `own` and `tallied` as in `renewed`."""
   variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-  params = variables['params']
-  if own is not None:
-    params = {**params, OWN: own(jax.random.fold_in(key, 1))}
-  return StudentState(params, variables['batch_stats'], optimizer.init(params))
+  return renewed(StudentState(variables['params'], variables['batch_stats'], None), optimizer, key, own, tallied)
+
+
+def renewed(student, optimizer, key, own=None, tallied=None):
+  """The student as a task begins.
+
+  Args:
+    student: a `StudentState`, what it has for one task alone missing or of the task before.
+    optimizer: an optax transformation, begun anew.
+    key: of the method's own parameters.
+    own: (key) -> these; None where there are none, or those of the task before go on.
+    tallied: how many classes are counted, from 0 on; None for a method that does not count.
+  """
+  params = student.params if own is None else {**student.params, OWN: own(jax.random.fold_in(key, 1))}
+  zeros = lambda: jnp.zeros(tallied, jnp.int32)  # noqa: E731
+  tally = None if tallied is None else Tally(zeros(), zeros())
+  return StudentState(params, student.batch_stats, optimizer.init(params), tally)
+
+
+def begin_epoch(tally):
+  """The tally as an epoch begins: a copy, since both of its arrays are donated to the next step."""
+  return Tally(tally.so_far, jnp.copy(tally.so_far))
 
 
 def init_generator(model, optimizer, key):

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from abd_jax import inversion
-from abd_jax.losses import mask_logits
+from abd_jax.losses import classes_between, mask_logits
 from abd_jax.methods.interface import OWN, Rows, View, network, stack_rows
 from abd_jax.parallel import keep_split, mean_over, split_rows
-from abd_jax.states import LATENT_SIZE
+from abd_jax.states import LATENT_SIZE, Tally
 
 
 class Address(enum.IntEnum):
@@ -62,11 +62,12 @@ class Batch:
 
 
 def make_student_update(
-    model, optimizer, loss, *, hparams, statistics_rate=1.0, axis=None, trains=network, train_mode=True, tasks=None
+    model, optimizer, loss, *, hparams, statistics_rate=1.0, axis=None, trains=network, train_mode=True, tasks=None,
+    apart=False,
 ):
   """The learning step on images that are already augmented, normalised and dreamed.
 
-  One forward pass of the student over real and synthetic rows together, one of the teacher over the same.
+  One forward pass of the student over real and synthetic rows together, or one over each; one of the teacher over both.
 
   Args:
     model: the classifier's Linen module, student and teacher alike.
@@ -79,6 +80,7 @@ def make_student_update(
     trains: as in `methods.interface.Phase`.
     train_mode: BatchNorm uses the batch's statistics and moves the running ones; else it uses those and leaves them.
     tasks: the task of each class of the head, for losses that look at it.
+    apart: as in `methods.interface.Phase`, of one with synthetic images.
 
   Returns:
     update(student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate, key, before) ->
@@ -89,6 +91,18 @@ def make_student_update(
 
   def classify(params, features_ND):
     return model.apply({'params': params}, features_ND, method='classify')
+
+  def features_of(params, batch_stats, images, num_real):
+    """f32[N, D], and the running statistics after the pass or passes."""
+    found = []
+    for rows in jnp.split(images, [num_real]) if apart else [images]:
+      features, updates = model.apply(
+          {'params': params, 'batch_stats': batch_stats}, keep_split(rows, axis), train=train_mode, method='features',
+          mutable=['batch_stats'],
+      )
+      batch_stats = updates.get('batch_stats', batch_stats)
+      found.append(features)
+    return jnp.concatenate(found), batch_stats
 
   def update(
       student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate, key=None, before=None
@@ -106,8 +120,7 @@ def make_student_update(
     before_logits = None if before is None else model.apply(before.variables, images, train=False)
 
     def objective(params):
-      variables = {'params': params, 'batch_stats': student.batch_stats}
-      features, updates = model.apply(variables, images, train=train_mode, method='features', mutable=['batch_stats'])
+      features, batch_stats = features_of(params, student.batch_stats, images, num_real)
       logits = classify(params, features)
       both = Rows(labels, features, logits, teacher_features, teacher_logits, before_logits, images)
       view = View(
@@ -123,24 +136,38 @@ def make_student_update(
           own=params.get(OWN),
           tasks=tasks,
           noise=lambda size: _noise(key, num_real, both.labels, size, axis),
+          met=student.tally and student.tally.before_epoch,
       )
       total, metrics = loss(view, hparams)
-      return total, (metrics, updates.get('batch_stats', student.batch_stats))
+      return total, (metrics, batch_stats)
 
     gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(student.params)
     gradients, metrics = mean_over(axis, (gradients, metrics))
     moving = jax.tree.broadcast(trains(student.params, past, tasks), student.params)
+    if model.head_grows:
+      rows = classes_between(model.num_classes, 0, seen)
+      moving['head'] = jax.tree.map(lambda moves: rows if moves is True else moves, moving['head'])
     keep = lambda moves, x: x if moves is True else jnp.where(moves, x, 0)  # noqa: E731
-    # What does not move has no gradient and no decay either, so that its momentum stays zero.
+    # What does not move has no gradient and no decay either, so that its momentum stays zero; nor does it follow the
+    # momentum that a phase before may have left.
     gradients, decaying = (jax.tree.map(keep, moving, tree) for tree in (gradients, student.params))
     direction, opt_state = optimizer.update(gradients, student.opt_state, decaying)
+    direction = jax.tree.map(keep, moving, direction)
     params = optax.apply_updates(student.params, jax.tree.map(lambda d: -learning_rate * d, direction))
     if statistics_rate != 1.0:
       move = lambda old, new: old + statistics_rate * (new - old)  # noqa: E731
       batch_stats = jax.tree.map(move, student.batch_stats, batch_stats)
-    return student.replace(params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
+    tally = student.tally and _counted(student.tally, labels, axis)
+    return student.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, tally=tally), metrics
 
   return update
+
+
+def _counted(tally, labels, axis):
+  """The tally after a step on i32[N] labels."""
+  counts_K = jnp.sum(jax.nn.one_hot(labels, len(tally.so_far), dtype=jnp.int32), axis=0)
+  counts_K = counts_K if axis is None else jax.lax.psum(counts_K, axis)
+  return Tally(tally.so_far + counts_K, tally.before_epoch)
 
 
 def _noise(key, num_real, labels, size, axis):

@@ -171,8 +171,11 @@ def _rows(runs):
 
 
 def _idle(method):
-  """The flags that say nothing to a method of ours: the room of a coreset to one that keeps none."""
-  return {'memory'} if method in METHODS and METHODS[method].coreset is None else set()
+  """The flags that say nothing to a method of ours: the room of a coreset to one that keeps none, a second phase's."""
+  if method not in METHODS:
+    return set()
+  memory = {'memory'} if METHODS[method].coreset is None else set()
+  return memory | ({'second_epochs', 'second_learning_rate'} if len(METHODS[method].later) == 1 else set())
 
 
 def _usual_flags(runs):

@@ -19,7 +19,7 @@ from abd_jax.data.feed import feed
 from abd_jax.data.streams import Streams
 from abd_jax.errors import NotFinite, UserError
 from abd_jax.methods import METHODS
-from abd_jax.methods.interface import Reads
+from abd_jax.methods.interface import OWN, Reads
 from abd_jax.metrics_log import MetricsLog
 from abd_jax.models import generator_for, make_generator
 from abd_jax.networks import networks_for
@@ -246,6 +246,8 @@ class _Run:
 
   def _begin(self, task):
     """Teacher, generator and student as the task finds them; a second call changes nothing."""
+    if task and self._programs.renew:
+      self._student = self._programs.renew(self._student, self._place(task, Address.STUDENT_INIT))
     if task and self._method.teacher:
       self._teacher = self._programs.freeze(self._student)
     if task and self._method.dreams and self._generator is None:
@@ -281,9 +283,10 @@ class _Run:
   def _learn(self, task, address, phase):
     """One of the method's phases on the images that it reads."""
     settings = self._config.optimisation
+    schedule = phase.schedule(settings)
     images, labels = self._streams.load(task, phase.reads, self._coreset)
     batches = feed(
-        images, labels, self._streams.capacity(phase.reads), settings.epochs,
+        images, labels, self._streams.capacity(phase.reads), schedule.epochs,
         crop=self._config.augmentation.resized_crop,
         batch_size=self._streams.batch_size(phase, settings.batch_size, jax.device_count()),
         steps_per_call=self._programs.learn_steps,
@@ -292,21 +295,21 @@ class _Run:
     seen = self._tasks.seen(task)
     past = 0 if self._method.cumulative else self._tasks.past(task)
     if self._record.step == 0:
-      self._student = self._programs.restart(self._student)
+      self._student = self._student if phase.continues else self._programs.restart(self._student)
       self._before = self._programs.freeze(self._student) if phase.looks_back else None
     teacher = self._teacher if phase.needs_teacher else None
 
     def advance(step, count):
-      epoch = step // batches.steps_per_epoch
-      decays = sum(epoch >= mark for mark in settings.decay_at)
-      rate = phase.learning_rate_scale * settings.learning_rate * 0.1**decays
+      epoch, within = divmod(step, batches.steps_per_epoch)
+      if within == 0 and self._programs.begin_epoch:
+        self._student = self._student.replace(tally=self._programs.begin_epoch(self._student.tally))
       self._student, metrics = self._programs.learn[phase](
-          self._student, teacher, self._generator if phase.dreams else None, *batches.at(step, count), past, seen, rate,
-          self._place(task, address, step), count, self._before,
+          self._student, teacher, self._generator if phase.dreams else None, *batches.at(step, count), past, seen,
+          schedule.rate(epoch), self._place(task, address, step), count, self._before,
       )
       return metrics
 
-    total = settings.epochs * batches.steps_per_epoch
+    total = schedule.epochs * batches.steps_per_epoch
     self._loop(task, phase.name, total, batches.steps_per_epoch, self._programs.learn_steps, advance)
     self._before = None
 
@@ -445,7 +448,9 @@ class _Run:
     """What the tasks so far have come to."""
     self._count_time()
     record = self._record
-    kept = [self._student.params] + ([self._generator.params] if self._generator else [])
+    passing = {OWN} if self._method.renews_own else set()
+    network = {name: leaf for name, leaf in self._student.params.items() if name not in passing}
+    kept = [network] + ([self._generator.params] if self._generator else [])
     held = {
         'parameters': sum(leaf.size for leaf in jax.tree.leaves(kept)),
         'images': len(self._coreset) if self._coreset else 0,

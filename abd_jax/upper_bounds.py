@@ -13,11 +13,13 @@ from abd_jax import metrics
 from abd_jax.errors import UserError
 from abd_jax.results import Results
 
-# What a run and its upper bound must have in common: the schedule and the augmentation, but for a switch of ABD's.
+# What a run and its upper bound must have in common: the schedule and the augmentation, but for what no upper bound
+# has, a second phase and a switch of ABD's.
+_APART = ('second_epochs', 'second_learning_rate', 'bn_double_update')
 _SETTING = ['student', 'top_k', 'image_size'] + [
     leaf.name
     for group in (config_lib.Optimisation(), config_lib.Augmentation())
-    for leaf in config_lib.leaves(group) if leaf.name != 'bn_double_update'
+    for leaf in config_lib.leaves(group) if leaf.name not in _APART
 ]
 
 

@@ -215,7 +215,7 @@ def test_image_sets_and_replayed_images_are_synthetic_images_too(abd):
   )
   assert set(np.unique(images)) == {0, 1, 2, 3, 4}
   # A decoder of zeros makes grey images.
-  vae = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(replay_vae((8, 8, 1), 5), jax.random.key(0)))
+  vae = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(replay_vae((8, 8, 1), 5, 64), jax.random.key(0)))
   teacher = run.teacher.replace(params={**run.teacher.params, OWN: vae})
   dgr = dataclasses.replace(
       run, config=with_values(run.config, dict(method='dgr')), teacher=teacher, generator=None

@@ -1,5 +1,6 @@
 """One flagfile, one row of the paper's tables: all there, all read, their heads true."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,11 +10,14 @@ import pytest
 from abd_jax import config, data
 from abd_jax.data.streams import Streams
 from abd_jax.methods import METHODS
+from abd_jax.methods.interface import Schedule
 from abd_jax.published import ABLATIONS, FIGURES, REPLAY, Benchmark
 
 FOLDER = Path(__file__).parent.parent / 'experiments' / 'flags'
 FILES = sorted(path.name for path in FOLDER.glob('*.flags'))
-ROWS = [name for name in FILES if re.fullmatch(r'cifar100_\d+_(?!ablate_).*(?<!authors)\.flags', name)]
+BEYOND = [name for name in FILES if re.fullmatch(r'cifar100_\d+_(rdfcil|abd_rerun)\.flags', name)]
+PAPERS = r'cifar100_\d+_(?!ablate_).*(?<!authors)\.flags'
+ROWS = [name for name in FILES if re.fullmatch(PAPERS, name) and name not in BEYOND]
 
 
 # 500 training images of each of 100 classes: all that decides how many steps a run makes.
@@ -41,7 +45,7 @@ def test_every_flagfile_is_read(name):
 
 
 def test_every_row_of_the_tables_has_one():
-  methods = [name for name in REPLAY if name.isidentifier() and name != 'REMIX']
+  methods = [name for name in REPLAY if name.isidentifier() and name not in ('REMIX', 'rdfcil')]
   assert len(methods) == 12
   expected = {f'cifar100_{tasks}_{method}.flags' for tasks in (5, 10, 20) for method in methods}
   assert expected == set(ROWS)
@@ -57,16 +61,17 @@ def test_a_row_is_its_method_on_its_benchmark_and_nothing_else_differs(name):
   assert (row.optimisation, row.inversion) == (config.Optimisation(), config.Inversion())  # the defaults
 
 
-@pytest.mark.parametrize('name', ROWS)
+@pytest.mark.parametrize('name', ROWS + BEYOND)
 def test_its_head_says_what_the_literature_reports_and_how_many_steps_it_takes(name):
   row = config.from_flagfile(FOLDER / name)
-  figures = FIGURES[Benchmark('cifar100', 100, row.num_tasks)].get(row.method)
+  figures = FIGURES[Benchmark('cifar100', 100, row.num_tasks, row.student, row.optimisation.epochs)].get(row.method)
   if figures:
     assert f'reported {figures.final_accuracy} ± {figures.spread} %' in head(name)
     assert figures.omega is None or f'Omega {figures.omega} %' in head(name)
   tasks = data.TaskSequence(LABELS_OF_CIFAR100, row.num_tasks)
-  sizes = [size for _, _, size in Streams(tasks, METHODS[row.method], row.memory, row.seed).sizes]
-  steps = sum(size // row.optimisation.batch_size * row.optimisation.epochs for size in sizes)
+  sizes = Streams(tasks, METHODS[row.method], row.memory, row.seed).sizes
+  batch_size = row.optimisation.batch_size
+  steps = sum(size // batch_size * phase.schedule(row.optimisation).epochs for _, phase, size in sizes)
   assert f'{steps:,} steps of learning' in head(name)
   inversion = f'{row.inversion.inversion_steps * (row.num_tasks - 1):,} of inversion'
   assert (inversion in head(name)) == METHODS[row.method].dreams
@@ -86,3 +91,28 @@ def test_the_authors_row_has_their_switches(tasks):
   assert (authors.num_tasks, authors.hparams.finetune_classes) == (tasks, 'all')
   assert authors.optimisation.bn_double_update
   assert (authors.inversion.generator_init, authors.inversion.inversion_steps) == ('warm', 10000)
+
+
+@pytest.mark.parametrize('name, weight_decay', [
+    *((f'cifar100_{tasks}_rdfcil', 5e-4) for tasks in (5, 10, 20)), ('tiny_imagenet_20_rdfcil', 2e-4),
+])
+def test_the_rows_of_rdfcil_have_its_student_and_its_two_schedules(name, weight_decay):
+  row, base = (config.from_flagfile(FOLDER / f'{file}.flags') for file in (name, name.removesuffix('_rdfcil')))
+  assert (row.method, row.student, row.head_bias, row.optimisation.weight_decay) == (
+      'rdfcil', 'resnet32_icarl', 'auto', weight_decay
+  )
+  represent, refine = (phase.schedule(row.optimisation) for phase in METHODS['rdfcil'].later)
+  assert (represent, refine) == (Schedule(160, 0.1, (80, 120)), Schedule(40, 5e-3))
+  assert row.augmentation == config.Augmentation(color_jitter=False)
+  assert (row.inversion, row.num_tasks, row.workdir) == (base.inversion, base.num_tasks, base.workdir)
+
+
+def test_abd_re_run_by_others_has_the_student_and_the_schedule_that_they_gave_it():
+  rerun, paper = (config.from_flagfile(FOLDER / f'cifar100_10_{name}.flags') for name in ('abd_rerun', 'abd'))
+  assert (rerun.method, rerun.student, rerun.head_bias) == ('abd', 'resnet32_icarl', 'true')
+  assert rerun.optimisation == dataclasses.replace(
+      paper.optimisation, epochs=200, decay_at=(80, 120), weight_decay=5e-4
+  )
+  assert rerun.hparams == dataclasses.replace(paper.hparams, finetune_normalise='weighted')
+  assert rerun.hparams.finetune_classes == 'seen' and not rerun.augmentation.color_jitter
+  assert rerun.inversion == paper.inversion == config.Inversion() and rerun.workdir != paper.workdir

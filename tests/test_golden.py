@@ -178,7 +178,7 @@ def test_four_successive_steps_of_a_method(golden, method):
   )
   params = variables['params']
   if METHODS[method].own:
-    params = {**params, 'own': METHODS[method].own((32, 32, 3), 2)(jax.random.key(0))}
+    params = {**params, 'own': METHODS[method].own((32, 32, 3), 2, 64)(jax.random.key(0))}
   student = states.StudentState(params, variables['batch_stats'], optimizer.init(params))
   teacher = states.TeacherState(**variables) if phase.needs_teacher else None
   found = []

@@ -207,6 +207,21 @@ def test_a_stopped_lesson_goes_on_and_comes_to_the_same(taught, tmp_path, monkey
   chex.assert_trees_all_equal(model.classifier.variables, stages[2][0].variables)
 
 
+def test_r_dfcil_leaves_nothing_of_one_task_behind(tmp_path):
+  model = Learner(**TINY | dict(method='rdfcil', student='resnet8_icarl', epochs=1, decay_at=()))
+  for names in (LESSONS[0], LESSONS[2]):
+    model.learn(*lesson(names))
+  known = model.classifier.checked()
+  assert known.class_names == LESSONS[0] + LESSONS[2] and 'own' not in known.variables['params']
+  kernel = known.variables['params']['head']['kernel']
+  assert set(known.variables['params']['head']) == {'kernel'}
+  # Rows of classes yet to come are as they were drawn from N(0, 0.001^2), those learned moved from there.
+  assert np.abs(kernel[:, :4]).max(axis=0).min() > 0.01 > np.abs(kernel[:, 4:]).max() > 0
+  model.save(tmp_path / 'model')
+  said = Learner.load(tmp_path / 'model', method='abd').predict(IMAGES)
+  np.testing.assert_array_equal(said.probabilities, model.predict(IMAGES).probabilities)
+
+
 def test_a_batch_larger_than_the_lesson_is_reduced_and_that_is_said(capsys):
   config = learner.fit_batch(Learner(**TINY, learning_rate=0.1).classifier.config, 1)
   # One row of four: the rate is halved.

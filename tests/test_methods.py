@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 
@@ -16,7 +17,7 @@ from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS, bias_correction, distillation, end_to_end, generative, interface
 from abd_jax.methods.abd import ABLATIONS, abd_loss
-from abd_jax.methods.interface import Rows, View
+from abd_jax.methods.interface import Rows, Schedule, View
 from abd_jax.models import make_student, vae
 from abd_jax.models.generator import Generator
 from abd_jax.models.resnet import ResNet
@@ -32,12 +33,19 @@ LOGITS, TEACHER, BEFORE = np.random.default_rng(0).normal(size=(3, 4, CLASSES)).
 LABELS = np.array([3, 4, 3, 4])
 
 
+class Stem(ResNet):
+  """The network without a block, whose features are the stem's."""
+
+  feature_size = 16
+
+
 @pytest.fixture(scope='module')
 def small():
   """Networks of the same kinds with few layers and channels: compilation is what these tests would wait for."""
   programs.clear()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.STUDENTS, 'resnet8', functools.partial(ResNet, blocks_per_stage=0))
+    patch.setitem(models.STUDENTS, 'resnet8', functools.partial(Stem, blocks_per_stage=0))
+    patch.setitem(models.STUDENTS, 'resnet8_icarl', functools.partial(Stem, blocks_per_stage=0, icarl=True))
     patch.setitem(models.GENERATORS, 'cifar', functools.partial(Generator, stem_width=8, stage_widths=(8, 8)))
     patch.setattr(vae, '_ENCODER_WIDTHS', (8, 8, 16))
     patch.setattr(vae, '_DECODER_WIDTHS', (16, 8))
@@ -195,7 +203,7 @@ def test_local_cross_entropy_ablated_reaches_the_features_and_the_past_heads():
 def student(small):
   model, settings = make_student('resnet8', CLASSES), config.Optimisation(weight_decay=0.1)
   optimizer = states.student_optimizer(settings)
-  own = bias_correction.bias_layers((8, 8, 1), 4)
+  own = bias_correction.bias_layers((8, 8, 1), 4, 64)
   init = jax.jit(lambda key: states.init_student(model, optimizer, (8, 8, 1), key, own))
   return model, optimizer, init(jax.random.key(0))
 
@@ -277,10 +285,11 @@ TINY = with_values(
 # Where each method is stopped, in looks for the signal: one at a task's begin, one a step, one after a phase.
 STOPS = {
     'lwf': (30, 3), 'lwf_mc': (30, 3), 'lwf_synthetic': (30, 3), 'dgr': (30, 3),
-    'rehearsal': (40, 3), 'lwf_coreset': (40, 3), 'e2e': (30, 35, 2), 'bic': (30, 24, 1),
+    'rehearsal': (40, 3), 'lwf_coreset': (40, 3), 'e2e': (30, 35, 2), 'bic': (30, 24, 1), 'rdfcil': (30, 20, 35, 5),
 }
-# The place of the second learning phase in a task's plan: e2e chooses its coreset before it, bic after.
-SECOND_PHASE = {'e2e': 2, 'bic': 1}
+OTHERWISE = {'rdfcil': dict(student='resnet8_icarl', head_bias='false', second_epochs=2)}
+# The place of the second learning phase in a task's plan: e2e chooses its coreset before it, bic after; rdfcil dreams.
+SECOND_PHASE = {'e2e': 2, 'bic': 1, 'rdfcil': 2}
 
 
 @pytest.fixture(scope='module')
@@ -290,7 +299,7 @@ def digits():
 
 @pytest.mark.parametrize('method', STOPS)
 def test_three_tasks_of_digits_stopped_and_resumed(method, small, digits, tmp_path, capsys):
-  tiny = with_values(TINY, {'method': method})
+  tiny = with_values(TINY, {'method': method} | OTHERWISE.get(method, {}))
   whole = train.run(tiny, tmp_path / 'whole', digits)
   traces = programs.programs_for(tiny, train.check(tiny, digits), digits).traces()
   assert set(traces.values()) == {1}, traces
@@ -309,7 +318,9 @@ def test_three_tasks_of_digits_stopped_and_resumed(method, small, digits, tmp_pa
   assert set(programs.programs_for(tiny, train.check(tiny, digits), digits).traces().values()) == {1}
 
   kept = final_states(tmp_path / 'whole')
-  parameters = sum(leaf.size for leaf in jax.tree.leaves(kept['student']['params']))
+  passing = 'own' if METHODS[method].renews_own else None
+  network = {name: leaf for name, leaf in kept['student']['params'].items() if name != passing}
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(network))
   old_images = 240 if METHODS[method].coreset else 0
   assert (whole.memory_held['parameters'], whole.memory_held['images']) == (parameters, old_images)
   assert ('coreset' in kept) == bool(METHODS[method].coreset)
@@ -323,9 +334,13 @@ def test_only_declared_methods_keep_old_images():
 
 
 def test_second_phases_have_a_hundredth_of_the_rate_and_the_flags_they_obey():
-  for name in SECOND_PHASE:
+  settings = config.Optimisation(epochs=9, learning_rate=0.5, decay_at=(3,))
+  for name in ('e2e', 'bic'):
     phase = METHODS[name].later[1]
-    assert phase.learning_rate_scale == 0.01 and phase.frozen_statistics
+    assert phase.frozen_statistics and phase.schedule(settings) == Schedule(9, 0.01 * 0.5, (3,))
+    told = dataclasses.replace(settings, second_epochs=4, second_learning_rate=2.0)
+    assert phase.schedule(told) == Schedule(4, 2.0, (3,)) and METHODS[name].later[0].schedule(told).epochs == 9
+  assert [Schedule(9, 2.0, (3, 5)).rate(epoch) for epoch in (2, 3, 5)] == pytest.approx([2, 0.2, 0.02])
   layers = {'scale': jnp.array([1.0, 2.0]), 'shift': jnp.array([0.0, 1.0])}
   read = METHODS['bic'].readout
   logits, tasks = jnp.ones((1, 3)), jnp.array([0, 0, 1])
@@ -347,6 +362,49 @@ def test_several_steps_a_call_in_two_phases(small, digits, tmp_path):
     assert [found['steps'] for found in line if found.get('phase') == 'bias'] == [3, 2]
   assert [line['at'] for line in lines[0]] == [line['at'] for line in lines[1]]
   assert lines[0][0]['loss'] == pytest.approx(lines[1][0]['loss'], rel=1e-3)  # within a loop XLA fuses otherwise
+
+
+def test_labels_are_counted_epoch_by_epoch_however_many_steps_a_call_makes(small, digits, tmp_path, monkeypatch):
+  # 17 or 18 steps an epoch in calls of four; two epochs of refining after one of representing. The synthetic labels
+  # depend on float sums, which a loop orders otherwise: their number does not.
+  several = with_values(TINY, {'method': 'rdfcil', 'steps_per_call': 4, 'stop_after_task': 2} | OTHERWISE['rdfcil'])
+  build, did = train.programs_for, []
+
+  def watched(*args):
+    found = build(*args)
+    learn = {
+        phase: lambda *args, phase=phase: did.append((phase.name, args[8])) or found.learn[phase](*args)
+        for phase in found.learn
+    }
+    restart = lambda student: did.append('restart') or found.restart(student)  # noqa: E731
+    return dataclasses.replace(found, learn=learn, restart=restart)
+
+  monkeypatch.setattr(train, 'programs_for', watched)
+  train.run(several, tmp_path, digits)
+  # The second phase has a rate of its own and goes on with the momentum of the first.
+  of_task_2 = did[did.index(('represent', 0.1)) - 1 :]
+  assert [found for found, _ in itertools.groupby(of_task_2)] == ['restart', ('represent', 0.1), ('refine', 0.005)]
+  lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  epochs = [line['steps'] for line in lines if line['task'] == 2 and line.get('phase') in ('represent', 'refine')]
+  assert len(epochs) == 3 and len(set(epochs)) == 1
+  tally = final_states(tmp_path)['student']['tally']
+  assert (tally['so_far'].sum(), tally['before_epoch'].sum()) == (2 * 16 * sum(epochs), 2 * 16 * sum(epochs[:2]))
+  # As many synthetic images, of the past classes, as real ones, of the new; none of classes not met yet.
+  assert tally['so_far'][2:4].sum() == tally['so_far'][:2].sum() and not tally['so_far'][4:].any()
+  assert set(programs.programs_for(several, train.check(several, digits), digits).traces().values()) == {1}
+
+
+def test_projections_are_new_in_each_task_and_the_same_again_when_it_begins_again(small, digits):
+  settings = with_values(TINY, {'method': 'rdfcil'} | OTHERWISE['rdfcil'])
+  made = programs.programs_for(settings, train.check(settings, digits), digits)
+  place = lambda task: np.array([0, task, steps.Address.STUDENT_INIT, 0], np.int32)  # noqa: E731
+  first = made.init_student(place(0))
+  second = made.renew(first.replace(tally=jax.tree.map(lambda counts: counts + 1, first.tally)), place(1))
+  chex.assert_trees_all_equal(second, made.renew(second, place(1)))
+  for name, params in first.params.items():
+    same = jax.tree.map(np.array_equal, params, second.params[name])
+    assert not any(jax.tree.leaves(same)) if name == 'own' else all(jax.tree.leaves(same)), name
+  assert not np.any(second.tally.so_far)
 
 
 def test_statistics_move_in_the_second_phase_when_asked(small, digits, tmp_path):

@@ -47,6 +47,33 @@ def test_resnet_logits_are_the_head_on_the_features():
   chex.assert_shape(logits, (3, 7))
 
 
+@pytest.mark.parametrize('name, plain', [('resnet8_icarl', 'resnet8'), ('resnet32_icarl', 'resnet32')])
+def test_icarls_network_is_as_deep_and_has_no_bias_in_the_head_unless_told(name, plain):
+  images = jnp.zeros((1, 32, 32, 3))
+  plain = parameters(make_student(plain, 100), images)
+  assert parameters(make_student(name, 100), images) == plain - 100
+  biased = make_student(name, 100, head_bias=True)
+  assert parameters(biased, images) == plain
+  assert not np.any(initial(biased, images)['params']['head']['bias'])
+
+
+def test_icarls_blocks_begin_as_their_shortcuts_and_end_without_relu():
+  model = make_student('resnet8_icarl', 1000)
+  images = jax.random.normal(jax.random.key(1), (3, 8, 8, 1))
+  variables = initial(model, images)
+  params = variables['params']
+  features_of = jax.jit(lambda variables: model.apply(variables, images, train=False, method='features'))
+  features = features_of(variables)
+  # The last scale of a block is zero at first: what the stem gives comes out, its 16 channels before 48 of zeros.
+  assert np.all(features[:, :16] >= 0) and np.all(np.any(features[:, :16], axis=0)) and not np.any(features[:, 16:])
+  shifted = jax.tree.map(lambda leaf: leaf, variables)
+  shifted['params']['layer3_0']['bn2']['bias'] = -jnp.ones(64)
+  np.testing.assert_allclose(features_of(shifted)[:, 16:], -1)
+  # N(0, 2 / fan_out), of nine pixels times the channels that come out; a head of N(0, 0.001^2).
+  np.testing.assert_allclose(np.std(params['layer2_0']['conv1']['kernel']), (2 / (9 * 32)) ** 0.5, rtol=0.03)
+  np.testing.assert_allclose(np.std(params['head']['kernel']), 1e-3, rtol=0.02)
+
+
 def test_initial_weights():
   model = make_student('resnet8', 1000)
   params = initial(model, jnp.zeros((1, 8, 8, 3)))['params']

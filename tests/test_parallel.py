@@ -15,14 +15,16 @@ from tests.test_train import TINY
 
 ROOT = Path(__file__).parent.parent
 
-# A step of ABD and one of its generator from the same states, on one device and on eight in either mode; saves what came of them,
-# and prints where the batches lay.
+# A step of ABD and one of its generator from the same states, then one of each phase of R-DFCIL on a smaller network, on one
+# device and on eight in either mode; saves what came of them, and prints where the batches lay.
 RUN = '''
 import sys
-import jax, numpy as np
-from abd_jax import config, data, parallel, programs, steps, train
+import functools, jax, numpy as np
+from abd_jax import config, data, models, parallel, programs, steps, train
 from abd_jax.methods import METHODS
+from tests.test_methods import Stem
 from tests.test_train import TINY
+models.STUDENTS['resnet8_icarl'] = functools.partial(Stem, blocks_per_stage=0, icarl=True, head_bias=False)
 places, keep, mesh, digits = set(), steps.keep_split, parallel._mesh, data.load('digits')
 def watched(rows, axis):
   rows = keep(rows, axis)
@@ -44,8 +46,17 @@ for mode in ('alone', 'jit', 'pmap'):
   moved, terms = compiled.invert(jax.tree.map(jax.numpy.copy, generator), teacher, 2, place, 1)
   student, metrics = compiled.learn[METHODS['abd'].later[0]](
       student, teacher, generator, images, labels, rows, 2, 4, 0.1, place, 1, None)
+  settings = config.with_values(settings, dict(method='rdfcil', student='resnet8_icarl'))
+  compiled = programs.programs_for(settings, tasks, digits)
+  other = compiled.init_student(place)
+  teacher, said = compiled.freeze(other), []
+  for phase in METHODS['rdfcil'].later:
+    other = other.replace(tally=compiled.begin_epoch(other.tally))
+    other, its = compiled.learn[phase](other, teacher, generator, images, labels, rows, 2, 4, 0.1, place, 1, None)
+    said.append(its)
+  assert other.tally.so_far.sum() == 2 * 64 and other.tally.before_epoch.sum() == 64, other.tally
   # After one step SGD's momentum is the gradient, Adam's first moment a tenth of it.
-  found = student.opt_state, student.batch_stats, moved.opt_state[0].mu, moved.batch_stats, metrics, terms
+  found = student.opt_state, student.batch_stats, moved.opt_state[0].mu, moved.batch_stats, metrics, terms, other, said
   np.savez(f'{sys.argv[1]}/{mode}.npz', *jax.tree.leaves(found))
 print('batches', sorted(places, key=str))
 '''
@@ -68,8 +79,8 @@ def stepped(tmp_path_factory):
 @pytest.mark.parametrize('mode', ['jit', 'pmap'])
 def test_eight_devices_step_to_where_one_steps_to(stepped, mode):
   said, found = stepped
-  # The batches of 32 and 64 lay in shares: of XLA's making, or as 8 rows a device.
-  assert "batches [(1, True), (8, 8, 8, 1), (8, False)]" in said, said
+  # The batches of 32 and 64 lay in shares: of XLA's making, or as 8 rows a device, 4 where the streams are apart.
+  assert "batches [(1, True), (4, 8, 8, 1), (8, 8, 8, 1), (8, False)]" in said, said
   # The order of sums alone differs. BatchNorm over shares of eight rows instead of all 64 would be off by a tenth.
   for ours, theirs in zip(found[mode], found['alone'], strict=True):
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6 + 1e-3 * np.abs(theirs).max())

@@ -75,12 +75,26 @@ def test_the_published_figures_stand_beside_and_what_is_missing_is_blank():
 
 
 @pytest.mark.parametrize('changes', [
-    {'num_tasks': 4}, {'accuracy_after_task': [50.0] * 3}, {'top_k': 5}, {'config': {**RUN.config, 'epochs': 30}},
+    {'num_tasks': 4}, {'method': 'rdfcil', 'student': 'resnet32_icarl'}, {'accuracy_after_task': [50.0] * 3},
+    {'top_k': 5}, {'config': {**RUN.config, 'epochs': 30}},
 ])
 def test_no_published_figure_stands_beside_another_benchmark(changes):
   run = dataclasses.replace(full_cifar100('abd'), **changes)
   text = tables.markdown(tables.collate([run]))
   assert 'published' not in text and text.count('\n| ') == 2
+
+
+@pytest.mark.parametrize('method, epochs, reported', [('rdfcil', 160, '42.4 ± 0.7'), ('abd', 200, '36.2 ± 0.9')])
+def test_what_r_dfcil_s_authors_report_stands_beside_their_student_and_schedule(method, epochs, reported):
+  run = full_cifar100(method)
+  theirs = dataclasses.replace(run, student='resnet32_icarl', config={**run.config, 'epochs': epochs})
+  lines = lines_of([theirs], ('final_accuracy',))
+  assert f'| {method} | synthetic | 0 | 40.0 | {reported} |' in lines
+
+
+def test_a_second_phase_s_flags_are_idle_where_there_is_none():
+  runs = [run_of('abd'), run_of('e2e')] + [run_of(name, flags={'second_epochs': 3}) for name in ('lwf', 'bic')]
+  assert [row.label for row in tables.collate(runs)[0].rows] == ['lwf', 'abd', 'e2e', 'bic (--second_epochs=3)']
 
 
 def test_an_ablation_has_no_published_figure():

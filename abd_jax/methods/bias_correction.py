@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from abd_jax.data.coreset import herding
 from abd_jax.losses import cross_entropy, knowledge_distillation
 from abd_jax.methods.finetuning import cross_entropy_loss
-from abd_jax.methods.interface import OWN, Coreset, Method, Phase, Reads
+from abd_jax.methods.interface import OWN, Coreset, Method, Phase, Reads, again
 
 
-def bias_layers(image_shape, num_tasks):
+def bias_layers(image_shape, num_tasks, feature_size):
   """The layers before any is trained: f32[T] each, a task's logits times its scale plus its shift."""
-  del image_shape
+  del image_shape, feature_size
   return lambda key: {'scale': jnp.ones(num_tasks), 'shift': jnp.zeros(num_tasks)}
 
 
@@ -57,8 +57,7 @@ BIC = Method(
     later=(
         Phase('learn', bic_loss, Reads.MIXED, teacher=True),
         Phase(
-            'bias', bias_loss, Reads.HOLD_OUT, trains=newest_bias_layer, frozen_statistics=True,
-            learning_rate_scale=0.01,
+            'bias', bias_loss, Reads.HOLD_OUT, trains=newest_bias_layer, frozen_statistics=True, schedule=again,
         ),
     ),
     coreset=Coreset(rank=herding, hold_out=0.1),

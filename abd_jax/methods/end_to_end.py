@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from abd_jax.data.coreset import nearest_mean
 from abd_jax.losses import cross_entropy, distillation_within_tasks
 from abd_jax.methods.finetuning import cross_entropy_loss
-from abd_jax.methods.interface import Coreset, Method, Phase, Reads, head
+from abd_jax.methods.interface import Coreset, Method, Phase, Reads, again, head
 
 
 def _total(learn, hold, hparams):
@@ -42,7 +42,7 @@ E2E = Method(
         Phase('learn', e2e_loss, Reads.MIXED, teacher=True),
         Phase(
             'balance', e2e_balance_loss, Reads.CORESET, teacher=True, looks_back=True, trains=head,
-            frozen_statistics=True, learning_rate_scale=0.01,
+            frozen_statistics=True, schedule=again,
         ),
     ),
     coreset=Coreset(rank=nearest_mean),

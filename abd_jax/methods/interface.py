@@ -53,6 +53,8 @@ class View:
     own: the method's own parameters beside the network's, or None.
     tasks: i32[K], the task of each class of the head.
     noise: (size) -> f32[N, size], standard normal, a row for each of `both`; for what the loss draws.
+    met: i32[K], how often each class was met, real or synthetic, in this task before this epoch; None where the method
+      does not count.
   """
 
   real: Rows
@@ -67,6 +69,7 @@ class View:
   own: Any = None
   tasks: Any = None
   noise: Callable | None = flax.struct.field(pytree_node=False, default=None)
+  met: Any = None
 
 
 def stack_rows(real, synthetic):
@@ -104,6 +107,36 @@ def everything(params, past, tasks):
 
 
 @dataclasses.dataclass(frozen=True)
+class Schedule:
+  """How long a phase is and how fast it learns.
+
+  Attributes:
+    epochs: passes over its images.
+    learning_rate: of the first epoch.
+    decay_at: the rate is divided by 10 after these epochs.
+  """
+
+  epochs: int
+  learning_rate: float
+  decay_at: tuple[int, ...] = ()
+
+  def rate(self, epoch):
+    """The learning rate of epoch number `epoch`, counted from 0."""
+    return self.learning_rate * 0.1 ** sum(epoch >= mark for mark in self.decay_at)
+
+
+def whole(settings):
+  """The schedule of a config.Optimisation as it stands."""
+  return Schedule(settings.epochs, settings.learning_rate, settings.decay_at)
+
+
+def again(settings):
+  """The whole schedule once more, at a hundredth of its rate."""
+  rate = settings.second_learning_rate or 0.01 * settings.learning_rate
+  return Schedule(settings.second_epochs or settings.epochs, rate, settings.decay_at)
+
+
+@dataclasses.dataclass(frozen=True)
 class Phase:
   """One stage of learning a task.
 
@@ -118,7 +151,10 @@ class Phase:
     trains: (params, i32[] past, i32[K] tasks) -> a prefix of the tree of parameters: a bool or bool array each, true
       for what moves and decays.
     frozen_statistics: BatchNorm uses its running statistics and leaves them, unless --phase2_batch_stats=updated.
-    learning_rate_scale: what the rate of the schedule is multiplied by.
+    schedule: (config.Optimisation) -> `Schedule`.
+    continues: whether the optimizer goes on with the momentum of the phase before; else it begins anew.
+    apart: whether real and synthetic images pass through the student one after the other, each with batch statistics of
+      their own, so that running statistics move twice; else together.
     second_pass: whether the authors' code passes each batch twice through the student in train mode, which
       --bn_double_update reproduces.
   """
@@ -132,7 +168,9 @@ class Phase:
   looks_back: bool = False
   trains: Callable = network
   frozen_statistics: bool = False
-  learning_rate_scale: float = 1.0
+  schedule: Callable = whole
+  continues: bool = False
+  apart: bool = False
   second_pass: bool = False
 
   @property
@@ -166,8 +204,10 @@ class Method:
     later: the phases of every later task.
     cumulative: every task comes with the images of all tasks before it, and the student starts anew: the upper bound.
     coreset: how old images are chosen; None for a method that keeps none.
-    own: (image_shape, number of tasks) -> ((key) -> parameters), what the method trains beside the network; ValueError
-      for images that it cannot take.
+    own: (image_shape, number of tasks, number of features) -> ((key) -> parameters), what the method trains beside the
+      network; ValueError for images that it cannot take.
+    renews_own: whether these are made new for each task, and none is kept from one to the next.
+    tallies: whether labels are counted, for losses that look at `View.met`.
     readout: (logits, own parameters, i32[K] tasks, config.Hyperparameters) -> the logits that an evaluation reads.
     standardised: whether images are standardised; else they stay in [0, 1].
     weight_decay: in the place of --weight_decay.
@@ -179,6 +219,8 @@ class Method:
   cumulative: bool = False
   coreset: Coreset | None = None
   own: Callable | None = None
+  renews_own: bool = False
+  tallies: bool = False
   readout: Callable | None = None
   standardised: bool = True
   weight_decay: float | None = None

@@ -12,6 +12,8 @@ STUDENTS = {
     'resnet8': functools.partial(ResNet, blocks_per_stage=1),
     'resnet20': functools.partial(ResNet, blocks_per_stage=3),
     'resnet32': functools.partial(ResNet, blocks_per_stage=5),
+    'resnet8_icarl': functools.partial(ResNet, blocks_per_stage=1, icarl=True, head_bias=False),
+    'resnet32_icarl': functools.partial(ResNet, blocks_per_stage=5, icarl=True, head_bias=False),
     'resnet18': ResNet18,
 }
 
@@ -22,12 +24,14 @@ GENERATORS = {
 }
 
 
-def make_student(name, num_classes, dtype=jnp.float32, axis=None):
+def make_student(name, num_classes, dtype=jnp.float32, axis=None, head_bias=None):
   """The classifier called `name`, with a head of `num_classes` logits and activations of type `dtype`.
 
-  `axis` is the mapped axis along which devices share a batch, or None: BatchNorm is over all of it.
+  `axis` is the mapped axis along which devices share a batch, or None: BatchNorm is over all of it. `head_bias` says
+  whether the head has a bias; None: as the classifier has it.
   """
-  return STUDENTS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), axis=axis)
+  chosen = {} if head_bias is None else {'head_bias': head_bias}
+  return STUDENTS[name](num_classes=num_classes, dtype=jnp.dtype(dtype), axis=axis, **chosen)
 
 
 def generator_for(name, image_shape):

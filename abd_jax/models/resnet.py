@@ -23,7 +23,6 @@ _Conv = functools.partial(
     padding=((1, 1), (1, 1)),  # SAME would shift a strided convolution by a pixel
     use_bias=False,
     conv_general_dilated=conv_general_dilated,
-    kernel_init=nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
 )
 # The two-pass variance: the running statistics are the target of the inversion, and E[x^2] - E[x]^2 loses digits.
 BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
@@ -34,25 +33,36 @@ def uniform_within(bound):
   return lambda key, shape, dtype=jnp.float32: nn.initializers.uniform(2 * bound)(key, shape, dtype) - bound
 
 
+def _kernel_init(icarl):
+  """He et al., ICCV 2015: normal, of a variance of 2 / fan_in, or with `icarl` 2 / fan_out."""
+  return nn.initializers.variance_scaling(2.0, 'fan_out' if icarl else 'fan_in', 'normal')
+
+
 class BasicBlock(nn.Module):
-  """Two 3x3 convolutions and a shortcut that subsamples and pads the channels with zeros, half on each side."""
+  """Two 3x3 convolutions and a shortcut that subsamples and pads the channels with zeros, half on each side.
+
+  With `icarl` as in `ResNet`.
+  """
 
   width: int
   stride: int = 1
   dtype: Any = jnp.float32
   axis: str | None = None
+  icarl: bool = False
 
   @nn.compact
   def __call__(self, images_NHWC, train):
-    conv = functools.partial(_Conv, self.width, dtype=self.dtype)
+    conv = functools.partial(_Conv, self.width, dtype=self.dtype, kernel_init=_kernel_init(self.icarl))
     norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis)
     residual = conv(strides=self.stride, name='conv1')(images_NHWC)
     residual = nn.relu(norm(name='bn1')(residual))
-    residual = norm(name='bn2')(conv(name='conv2')(residual))
+    last_scale = nn.initializers.zeros if self.icarl else nn.initializers.ones
+    residual = norm(name='bn2', scale_init=last_scale)(conv(name='conv2')(residual))
     shortcut = images_NHWC[:, :: self.stride, :: self.stride]
     missing = self.width - shortcut.shape[-1]
-    shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
-    return nn.relu(shortcut + residual)
+    before = 0 if self.icarl else missing // 2
+    shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (before, missing - before)))
+    return shortcut + residual if self.icarl else nn.relu(shortcut + residual)
 
 
 class ResNet(nn.Module):
@@ -63,30 +73,46 @@ class ResNet(nn.Module):
     num_classes: logits of the head, classes not met yet included.
     dtype: of the activations; parameters, statistics, features and logits are float32.
     axis: the mapped axis along which devices share a batch, or None: BatchNorm's statistics are those of all of it.
+    icarl: the network of iCaRL (Rebuffi et al., CVPR 2017) as R-DFCIL has it: no ReLU after the addition, so that
+      features are signed; a shortcut's new channels are the last; the last scale of each block begins at zero; a head
+      that grows, of a small initialisation.
+    head_bias: whether the head has one.
+    feature_size: D, how many penultimate features there are.
+    head_grows: whether the head's rows come with their task: until then they neither move nor decay.
   """
 
   blocks_per_stage: int
   num_classes: int
   dtype: Any = jnp.float32
   axis: str | None = None
+  icarl: bool = False
+  head_bias: bool = True
+
+  feature_size = STAGE_WIDTHS[-1]
+
+  @property
+  def head_grows(self):
+    return self.icarl
 
   def setup(self):
-    self.head = nn.Dense(
-        self.num_classes,
+    inits = dict(
         kernel_init=nn.initializers.variance_scaling(2.0, 'fan_in', 'normal'),
         bias_init=uniform_within(STAGE_WIDTHS[-1] ** -0.5),
     )
+    if self.icarl:
+      inits = dict(kernel_init=nn.initializers.normal(1e-3), bias_init=nn.initializers.zeros)
+    self.head = nn.Dense(self.num_classes, use_bias=self.head_bias, **inits)
 
   @nn.compact
   def features(self, images_NHWC, train):
     """f32[N, D]: the penultimate features of f32[N, H, W, C] normalised images, D = 64."""
-    x = _Conv(STAGE_WIDTHS[0], dtype=self.dtype, name='conv1')(images_NHWC)
+    x = _Conv(STAGE_WIDTHS[0], dtype=self.dtype, kernel_init=_kernel_init(self.icarl), name='conv1')(images_NHWC)
     norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis)
     x = nn.relu(norm(name='bn1')(x))
     for stage, width in enumerate(STAGE_WIDTHS, start=1):
       for block in range(self.blocks_per_stage):
         stride = 2 if stage > 1 and block == 0 else 1
-        x = BasicBlock(width, stride, self.dtype, self.axis, name=f'layer{stage}_{block}')(x, train)
+        x = BasicBlock(width, stride, self.dtype, self.axis, self.icarl, name=f'layer{stage}_{block}')(x, train)
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
   def classify(self, features_ND):

@@ -56,17 +56,22 @@ class ProjectionBlock(nn.Module):
 class ResNet18(nn.Module):
   """A 7x7/2 stem, a 3x3/2 max-pool and four stages of two blocks; the head has all classes from the start.
 
-  Attributes: `num_classes`, `dtype`, `axis` as in `resnet.ResNet`.
+  Attributes: `num_classes`, `dtype`, `axis`, `head_bias`, `feature_size`, `head_grows` as in `resnet.ResNet`.
   """
 
   num_classes: int
   dtype: Any = jnp.float32
   axis: str | None = None
+  head_bias: bool = True
+
+  feature_size = STAGE_WIDTHS[-1]
+  head_grows = False
 
   def setup(self):
     # U(+-1 / sqrt(fan_in)) is a variance of 1 / (3 fan_in).
     self.head = nn.Dense(
         self.num_classes,
+        use_bias=self.head_bias,
         kernel_init=nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
         bias_init=uniform_within(STAGE_WIDTHS[-1] ** -0.5),
     )
