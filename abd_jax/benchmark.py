@@ -61,11 +61,11 @@ def random_dataset(config, num_images=2560):
 
 
 class Ours:
-  """The steps of this library, compiled for `config`."""
+  """The steps of this library, compiled for `config`: of one run, or of several as one program."""
 
   name = f'abd_jax {__version__}, jax {jax.__version__}'
 
-  def __init__(self, config: Config):
+  def __init__(self, config: Config, runs=1):
     dataset = random_dataset(config)
     tasks = train.check(config, dataset)
     programs = programs_for(config, tasks, dataset)
@@ -78,30 +78,32 @@ class Ours:
     student, generator = programs.init_student(place), programs.init_generator(place)
     teacher = programs.freeze(student)
     method = METHODS[config.method]
+    copies = lambda state: [jax.tree.map(jnp.copy, state) for _ in range(runs)]  # noqa: E731
     # States as they are after the step before, since a step takes over the memory of those it is given.
-    held = {'first': student, 'abd': jax.tree.map(jnp.copy, student), 'generator': jax.tree.map(jnp.copy, generator)}
+    held = {'first': copies(student), 'abd': copies(student), 'generator': copies(generator)}
+
+    def call(name, step, *others):
+      of_runs = [(state, *others) for state in held[name]]
+      found = [step(*of_runs[0])] if runs == 1 else step.of_several(runs)(*zip(*of_runs, strict=True))
+      held[name] = [state for state, _ in found]
+      return [metrics for _, metrics in found]
 
     def first(step):
       place = np.array([config.seed, 0, Address.LEARN, step], np.int32)
-      held['first'], metrics = programs.learn[method.first[0]](
-          held['first'], None, None, images, labels, rows, 0, seen, rate, place, programs.learn_steps, None)
-      return metrics
+      return call('first', programs.learn[method.first[0]], None, None, images, labels, rows, 0, seen, rate, place,
+                  programs.learn_steps, None)
 
     def abd(step):
       place = np.array([config.seed, 1, Address.LEARN, step], np.int32)
-      held['abd'], metrics = programs.learn[method.later[0]](
-          held['abd'], teacher, generator, images, labels, rows, past, seen, rate, place,
-          programs.learn_steps, None)
-      return metrics
+      return call('abd', programs.learn[method.later[0]], teacher, generator, images, labels, rows, past, seen, rate,
+                  place, programs.learn_steps, None)
 
     def train_generator(step):
       place = np.array([config.seed, 1, Address.INVERSION, step], np.int32)
-      held['generator'], metrics = programs.invert(
-          held['generator'], teacher, past, place, programs.invert_steps)
-      return metrics
+      return call('generator', programs.invert, teacher, past, place, programs.invert_steps)
 
     self._steps: dict[str, Callable] = {'first': first, 'abd': abd, 'generator': train_generator}
-    learn_steps, invert_steps = programs.learn_steps, programs.invert_steps
+    learn_steps, invert_steps = programs.learn_steps * runs, programs.invert_steps * runs
     self._steps_per_call = {'first': learn_steps, 'abd': learn_steps, 'generator': invert_steps}
     before = compile_seconds()
     for step in self._steps.values():
@@ -109,7 +111,7 @@ class Ours:
     self.compile_seconds = compile_seconds() - before
 
   def seconds(self, name, count):
-    """What each of `count` successive steps took on average, in whole calls of --steps_per_call."""
+    """What each of `count` steps, of all runs together, took on average, in whole calls of --steps_per_call."""
     step, metrics, calls = self._steps[name], None, -(-count // self._steps_per_call[name])
     since = time.perf_counter()
     for i in range(calls):
@@ -166,6 +168,11 @@ def measure(contestants, repeats, seconds):
     for timings, of_one in zip(found, zip(*figures, strict=True), strict=True):
       timings[name] = Timing(of_one)
   return found
+
+
+def _ratios(slower, faster):
+  """How many times as fast, of two `Timing`s made in turn: a figure a repeat."""
+  return [a / b for a, b in zip(slower.seconds, faster.seconds, strict=True)]
 
 
 def forward_flops(model, *inputs, **kwargs):
@@ -240,33 +247,42 @@ def run(config, repeats=9, seconds=2.0, against=None):
   """
   ours = Ours(config)
   with contextlib.ExitStack() as stack:
-    contestants = [ours]
+    contestants = {'ours': ours}
+    if len(config.seeds) > 1:
+      contestants['several'] = Ours(config, len(config.seeds))
     if against:
-      contestants.append(Authors(against, config))
-      stack.callback(contestants[1].close)
-    timings = measure(contestants, repeats, seconds)
+      contestants['authors'] = Authors(against, config)
+      stack.callback(contestants['authors'].close)
+    timings = dict(zip(contestants, measure(list(contestants.values()), repeats, seconds), strict=True))
   flops, peak = step_flops(config), matmul_peak()
   batch = config.optimisation.batch_size
   rows = []
   for name in STEPS:
+    ours_timed = timings['ours'][name]
     row = {
         'step': name,
-        'milliseconds': 1e3 * timings[0][name].median,
-        'spread': timings[0][name].spread,
-        'steps_per_second': 1 / timings[0][name].median,
-        'images_per_second': batch / timings[0][name].median,
-        'flops_per_second': flops[name] / timings[0][name].median,
-        'share_of_peak': flops[name] / timings[0][name].median / peak,
+        'milliseconds': 1e3 * ours_timed.median,
+        'spread': ours_timed.spread,
+        'steps_per_second': 1 / ours_timed.median,
+        'images_per_second': batch / ours_timed.median,
+        'flops_per_second': flops[name] / ours_timed.median,
+        'share_of_peak': flops[name] / ours_timed.median / peak,
     }
+    if 'several' in timings:
+      ratios = _ratios(ours_timed, timings['several'][name])
+      row |= {'together_milliseconds': 1e3 * timings['several'][name].median,
+              'together_times_as_fast': statistics.median(ratios), 'together_least': min(ratios),
+              'together_most': max(ratios)}
     if against:
-      ratios = [theirs / ours for ours, theirs in zip(*(t[name].seconds for t in timings), strict=True)]
-      row |= {'authors_milliseconds': 1e3 * timings[1][name].median, 'times_as_fast': statistics.median(ratios),
+      ratios = _ratios(timings['authors'][name], ours_timed)
+      row |= {'authors_milliseconds': 1e3 * timings['authors'][name].median, 'times_as_fast': statistics.median(ratios),
               'least': min(ratios), 'most': max(ratios)}
     rows.append(row)
   return {
       'device': jax.devices()[0].device_kind,
       'ours': ours.name,
-      'authors': contestants[1].name if against else None,
+      'authors': contestants['authors'].name if against else None,
+      'runs_together': len(config.seeds) if 'several' in timings else None,
       'student': config.student,
       'batch_size': batch,
       'image_size': config.image_size or 32,
@@ -282,13 +298,18 @@ def markdown_table(found):
   """What `run` found, for people."""
   columns = {'step': '{}', 'milliseconds': '{:.1f}', 'spread': '{:.0%}', 'steps_per_second': '{:.2f}',
              'images_per_second': '{:.0f}', 'share_of_peak': '{:.0%}'}
+  together = found.get('runs_together')  # which earlier versions did not time
+  if together:
+    columns |= {'together_milliseconds': '{:.1f}', 'together_times_as_fast': '{:.2f}', 'together_least': '{:.2f}',
+                'together_most': '{:.2f}'}
   if found['authors']:
     columns |= {'authors_milliseconds': '{:.1f}', 'times_as_fast': '{:.2f}', 'least': '{:.2f}', 'most': '{:.2f}'}
   lines = [' | '.join(name.replace('_', ' ') for name in columns), '|'.join('---' for _ in columns)]
   lines += [' | '.join(form.format(row[name]) for name, form in columns.items()) for row in found['steps']]
   head = (
       f'{found["ours"]}' + (f', against {found["authors"]}' if found['authors'] else '') + f', on {found["device"]}:'
-      f' {found["student"]}, batch {found["batch_size"]}, {found["image_size"]} pixels, {found["repeats"]} repeats;'
+      f' {found["student"]}, batch {found["batch_size"]}, {found["image_size"]} pixels, {found["repeats"]} repeats'
+      + (f', also of {together} runs together' if together else '') + ';'
       f' a matrix product reaches {found["peak_flops"] / 1e9:.0f} GFLOP/s;'
       f' compiled in {found["compile_seconds"]:.0f} s; at most {found["peak_memory_bytes"] / 1e9:.2f} GB.'
   )

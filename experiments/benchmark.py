@@ -1,6 +1,7 @@
 """Times the three hot steps at the paper's sizes (ResNet-32, batch 128, 32x32 pixels).
 
   python experiments/benchmark.py --json=benchmark.json
+  python experiments/benchmark.py --seeds=0,1,2                        # beside three runs in one program
   python experiments/benchmark.py --against=AlwaysBeDreaming-DFCIL     # a checkout; needs PyTorch
 """
 

@@ -44,6 +44,11 @@ def test_median_and_spread():
   assert timing.median == 3.0 and timing.spread == pytest.approx(2.75 / 3)
 
 
+def test_ratios_are_of_repeats_made_in_turn():
+  # Twice, then four times as long: a machine that slowed down for both is in neither.
+  assert benchmark._ratios(benchmark.Timing((2.0, 12.0)), benchmark.Timing((1.0, 3.0))) == [2.0, 4.0]
+
+
 @pytest.fixture
 def stand_in(monkeypatch, tmp_path):
   """A process that says every step takes it a second."""
@@ -59,13 +64,14 @@ def stand_in(monkeypatch, tmp_path):
   monkeypatch.setattr(benchmark.subprocess, 'Popen', lambda command, **kw: popen([sys.executable, str(script)], **kw))
 
 
-def test_both_sides_are_timed_in_turn_and_told_apart(stand_in):
-  found = benchmark.run(SMALL, repeats=2, seconds=0.01, against='anywhere')
+def test_all_sides_are_timed_in_turn_and_told_apart(stand_in):
+  found = benchmark.run(config.with_values(SMALL, {'seeds': (0, 1)}), repeats=2, seconds=0.01, against='anywhere')
   assert found['authors'] == 'a stand-in' and [row['step'] for row in found['steps']] == list(benchmark.STEPS)
   for row in found['steps']:
     assert row['authors_milliseconds'] == 1000
     assert row['least'] <= row['times_as_fast'] <= row['most']
     assert row['times_as_fast'] == pytest.approx(1000 / row['milliseconds'], rel=0.7)
+    assert row['together_least'] <= row['together_times_as_fast'] <= row['together_most']
     assert row['images_per_second'] == pytest.approx(8 * row['steps_per_second'])
   assert '| abd | ' in benchmark.markdown_table(found) and 'a stand-in' in benchmark.markdown_table(found)
 
