@@ -147,13 +147,7 @@ def make_student_update(
     if model.head_grows:
       rows = classes_between(model.num_classes, 0, seen)
       moving['head'] = jax.tree.map(lambda moves: rows if moves is True else moves, moving['head'])
-    keep = lambda moves, x: x if moves is True else jnp.where(moves, x, 0)  # noqa: E731
-    # What does not move has no gradient and no decay either, so that its momentum stays zero; nor does it follow the
-    # momentum that a phase before may have left.
-    gradients, decaying = (jax.tree.map(keep, moving, tree) for tree in (gradients, student.params))
-    direction, opt_state = optimizer.update(gradients, student.opt_state, decaying)
-    direction = jax.tree.map(keep, moving, direction)
-    params = optax.apply_updates(student.params, jax.tree.map(lambda d: -learning_rate * d, direction))
+    params, opt_state = _descended(student, optimizer, gradients, moving, learning_rate)
     if statistics_rate != 1.0:
       move = lambda old, new: old + statistics_rate * (new - old)  # noqa: E731
       batch_stats = jax.tree.map(move, student.batch_stats, batch_stats)
@@ -161,6 +155,17 @@ def make_student_update(
     return student.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, tally=tally), metrics
 
   return update
+
+
+def _descended(student, optimizer, gradients, moving, learning_rate):
+  """(params, opt_state) after a step; `moving` is a tree of True, or bool arrays, for what moves and decays."""
+  keep = lambda moves, x: x if moves is True else jnp.where(moves, x, 0)  # noqa: E731
+  # What does not move has no gradient and no decay either, so that its momentum stays zero; nor does it follow the
+  # momentum that a phase before may have left.
+  gradients, decaying = (jax.tree.map(keep, moving, tree) for tree in (gradients, student.params))
+  direction, opt_state = optimizer.update(gradients, student.opt_state, decaying)
+  direction = jax.tree.map(keep, moving, direction)
+  return optax.apply_updates(student.params, jax.tree.map(lambda d: -learning_rate * d, direction)), opt_state
 
 
 def _counted(tally, labels, axis):

@@ -9,6 +9,7 @@ from abd_jax import config
 from abd_jax.config import Config
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
+from abd_jax.models import STUDENTS
 
 
 def parsed(*arguments, defaults=Config()):  # noqa: B008
@@ -78,7 +79,7 @@ def test_what_makes_another_run_and_what_does_not():
 @pytest.mark.parametrize('argument, sentence', [
     ('--method=abc', f'--method=abc is not one of {", ".join(METHODS)}.'),
     ('--method=abd,abc', f'--method=abc is not one of {", ".join(METHODS)}.'),
-    ('--student=resnet9', '--student=resnet9 is not one of resnet8, resnet20, resnet32, resnet18.'),
+    ('--student=resnet9', f'--student=resnet9 is not one of {", ".join(STUDENTS)}.'),
     ('--epochs=0', '--epochs=0 must be at least 1.'),
     ('--learning_rate=0', '--learning_rate=0.0 must be above 0.'),
     ('--learning_rate=nan', '--learning_rate=nan must be a finite number.'),
