@@ -1,5 +1,6 @@
 """What a stopped run needs to go on, through Orbax."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -12,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from abd_jax import processes
 from abd_jax.errors import NotFinite, UserError
+from abd_jax.workdir import writing
 
 # Saving and restoring are no meeting of all processes.
 _ALONE = {0}
@@ -25,12 +27,17 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, seconds):
-    """Opens <workdir>/checkpoints; `due` is true when the last save is more than `seconds` old."""
+    """Opens <workdir>/checkpoints; `due` is true when the last save is more than `seconds` old.
+
+    Raises:
+      UserError: it cannot be made.
+    """
     self._seconds = seconds
     self._saved_at = time.monotonic()
-    self._manager, self._number = None, 0
-    if not processes.is_first():
-      return
+    self._manager, self._number, self._refused = None, 0, False
+    processes.on_first(lambda: self._open((Path(workdir) / 'checkpoints').resolve()))
+
+  def _open(self, folder):
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(2),
         enable_async_checkpointing=True,
@@ -39,8 +46,8 @@ class Checkpoints:
             active_processes=_ALONE, barrier_sync_key_prefix='first'
         ),
     )
-    folder = (Path(workdir) / 'checkpoints').resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+      folder.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
         folder,
         options=options,
@@ -58,17 +65,32 @@ class Checkpoints:
 
     Raises:
       NotFinite: the states are not worth going on from; nothing is written.
+      UserError: the disk refuses them, or refused those of the save before.
     """
     self._saved_at = time.monotonic()
     # Copies: the next step may be given the very buffers that are being written.
     arrays = jax.tree.map(np.array, flax.serialization.to_state_dict(states))
     _check_finite(arrays)
-    if self._manager is None:
-      return
-    record = {**record, _DIGEST: _digest(record, arrays)}
+    processes.on_first(lambda: self._write(arrays, record))
+
+  def _write(self, arrays, record):
+    record = {**record, _DIGEST: digest(record, arrays)}
     self._number += 1
     items = ocp.args.Composite(states=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-    self._manager.save(self._number, args=items)
+    with self._writing():
+      self._manager.save(self._number, args=items)
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Around what writes or awaits what is written: one save's failure may come to light in the next."""
+    try:
+      yield
+    except Exception as error:  # of a full disk: an OSError here, a ValueError there
+      self._refused = True
+      raise UserError(
+          f'A checkpoint cannot be written to {self._manager.directory} ({_first_line(error)}). The one before it is'
+          ' kept: make room, and the same command goes on from there.'
+      ) from error
 
   def restore(self, like):
     """The newest checkpoint that can be read.
@@ -80,7 +102,7 @@ class Checkpoints:
       (record, states), or None when nothing was ever saved.
 
     Raises:
-      UserError: there are checkpoints, and none can be read.
+      UserError: there are checkpoints, and none can be read; or the newest is of a version that keeps something else.
     """
     found = []
     processes.on_first(lambda: found.append(self._read(like)))
@@ -99,45 +121,94 @@ class Checkpoints:
     numbers = sorted(self._manager.all_steps(), reverse=True)
     for number in numbers:
       try:
-        record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))['record']
-        structure = like({name: value for name, value in record.items() if name != _DIGEST})
-        template = jax.tree.map(_on_one_device, flax.serialization.to_state_dict(structure))
-        items = ocp.args.Composite(states=ocp.args.StandardRestore(template))
-        arrays = self._manager.restore(number, args=items)['states']
-        if record.pop(_DIGEST) != _digest(record, arrays):
-          raise ValueError(f'checkpoint {number} is not what was written')
-        return record, arrays
+        record, arrays = _whole(self._manager, number)
       except Exception as error:  # whatever Orbax meets in a damaged folder: the one before may be whole
         failure = error
+        continue
+      try:
+        return record, _shaped(arrays, flax.serialization.to_state_dict(like(record)))
+      except (ValueError, KeyError) as error:  # the one before is whole too, but to go on from there would undo work
+        raise UserError(
+            f'Checkpoint {number} in {self._manager.directory} was written by another version of abd_jax ({error}): go'
+            ' on with that one, or choose another --workdir.'
+        ) from None
     if numbers:
       raise UserError(
-          f'{self._manager.directory} holds checkpoints that cannot be read ({str(failure).splitlines()[0]}): choose'
-          ' another --workdir, or delete this one.'
+          f'{self._manager.directory} holds checkpoints that cannot be read ({_first_line(failure)}): choose another'
+          ' --workdir, or delete this one.'
       )
     return None
 
   def wait(self):
-    """Until what was saved is on disk."""
+    """Until what was saved is on disk.
+
+    Raises:
+      UserError: the disk refuses it.
+    """
+    processes.on_first(self.wait_alone)
+
+  def wait_alone(self):
+    """`wait` in one process, the others not asked."""
     if self._manager is not None:
-      self._manager.wait_until_finished()
+      with self._writing():
+        self._manager.wait_until_finished()
 
   def close(self):
     if self._manager is not None:
-      self._manager.close()
+      said = self._refused  # of what was refused Orbax speaks again
+      with contextlib.suppress(UserError) if said else contextlib.nullcontext(), self._writing():
+        self._manager.close()
 
 
 # Of a record: what vouches for it and for the states beside it.
 _DIGEST = 'sha256'
 
 
-def _digest(record, arrays):
+def digest(record, arrays):
   """The SHA-256, in hexadecimal, of a record without its digest and of a dict of arrays."""
-  digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+  found = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
   for path, leaf in jax.tree.leaves_with_path(arrays):
     leaf = np.ascontiguousarray(leaf)
-    digest.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode())
-    digest.update(leaf.data)
-  return digest.hexdigest()
+    found.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode())
+    found.update(leaf.data)
+  return found.hexdigest()
+
+
+def _whole(manager, number, unvouched=False):
+  """(record, states) of a checkpoint as it was written, the states as nested dicts of arrays.
+
+  Raises:
+    Exception: it is damaged, or has no digest and is not to be taken `unvouched`.
+  """
+  items = ocp.args.Composite(states=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+  found = manager.restore(number, args=items)
+  record, states = found['record'], found['states']
+  vouched = record.pop(_DIGEST, None)
+  if not (vouched is None and unvouched) and vouched != digest(record, states):
+    raise ValueError(f'checkpoint {number} is not what was written')
+  return record, states
+
+
+def _shaped(arrays, like):
+  """The arrays in the containers of `like`, the empty ones among them, which Orbax does not give back.
+
+  Raises:
+    ValueError: they are not those that `like` has, by name, shape or type.
+  """
+  described = lambda tree: [  # noqa: E731
+      f'{jax.tree_util.keystr(path, simple=True, separator="/")} {leaf.dtype}{list(leaf.shape)}'
+      for path, leaf in jax.tree.leaves_with_path(tree)
+  ]
+  found, wanted = described(arrays), described(like)
+  if found != wanted:
+    odd = sorted(set(found) ^ set(wanted))
+    raise ValueError(f'it {"holds" if odd[0] in found else "lacks"} {odd[0]}')
+  return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(arrays))
+
+
+def _first_line(error):
+  said = error.strerror if isinstance(error, OSError) else str(error)
+  return (said or repr(error)).strip().splitlines()[0]
 
 
 def _check_finite(arrays):
@@ -164,17 +235,8 @@ def saved(workdir):
   handlers = {'states': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()}
   with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
     for number in sorted(manager.all_steps(), reverse=True):
-      items = ocp.args.Composite(states=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
       try:
-        found = manager.restore(number, args=items)
+        found = _whole(manager, number, unvouched=True)  # an earlier version wrote no digests
       except Exception as error:  # whatever Orbax meets in a damaged folder
-        raise UserError(f'{folder} holds checkpoints that cannot be read ({str(error).splitlines()[0]}).') from None
-      record, states = found['record'], found['states']
-      if record.pop(_DIGEST, None) not in (None, _digest(record, states)):
-        raise UserError(f'{folder} holds a checkpoint, number {number}, that is not what was written.')
-      yield record, states
-
-
-def _on_one_device(leaf):
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        raise UserError(f'{folder} holds checkpoints that cannot be read ({_first_line(error)}).') from None
+      yield found

@@ -98,7 +98,7 @@ def _opened(config, workdir, dataset, tasks, stop, label, num_tasks):
   ):
     processes.on_first(lambda: _claim(config, workdir, held))
     checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)))
-    stop.wait_for_save = checkpoints.wait
+    stop.wait_for_save = checkpoints.wait_alone
     log = held.enter_context(contextlib.closing(MetricsLog(workdir / 'metrics.jsonl', *_mirrors(config, workdir))))
     yield _Run(config, workdir, dataset, tasks, checkpoints, log, stop, progress)
 
@@ -184,8 +184,7 @@ class _Run:
     self._save()
     self._checkpoints.wait()
     results = self._results()
-    if processes.is_first():
-      results.save(self._workdir / 'results.json')
+    processes.on_first(lambda: results.save(self._workdir / 'results.json'))
     return results
 
   def lesson(self, task, student):
@@ -428,9 +427,9 @@ class _Run:
     shapes['coreset'] = self._coreset
     if self._method.dreams:
       shapes['generator'] = jax.eval_shape(self._programs.init_generator, place)
-    saved = self._checkpoints.restore(lambda record: {name: shapes[name] for name in Record(**record).holds})
+    saved = self._checkpoints.restore(lambda record: {name: shapes[name] for name in Record.read(record).holds})
     if saved is not None:
-      self._record = Record(**saved[0])
+      self._record = Record.read(saved[0])
       self._coreset = saved[1].pop('coreset', None)  # which stays with the host
       restored = put(saved[1])
       self._student = restored['student']
