@@ -84,12 +84,12 @@ def run_all(config):
     A list of `results.Results`.
   """
   runs = runs_of(config)
-  dataset = load(config.dataset, config.data_dir, config.verify_checksum)
   stored = []
-  for one, workdir in runs:  # all of them before the first is trained
-    tasks = train.check(one, dataset)
-    processes.on_first(functools.partial(_prepare, config, one, workdir, dataset, tasks, stored))
   with StopSignal() as stop:
+    dataset = load(config.dataset, config.data_dir, config.verify_checksum)
+    for one, workdir in runs:  # all of them before the first is trained
+      tasks = train.check(one, dataset)
+      processes.on_first(functools.partial(_prepare, config, one, workdir, dataset, tasks, stored))
     results = [train.run(one, workdir, dataset, stop) for one, workdir in runs]
   if processes.is_first():
     results = _with_omega(config, runs, results, stored)
