@@ -1,8 +1,12 @@
 """What a stopped run needs to go on, through Orbax."""
 
 import contextlib
+import functools
 import hashlib
 import json
+import os
+import re
+import sys
 import time
 from pathlib import Path
 
@@ -34,10 +38,11 @@ class Checkpoints:
     """
     self._seconds = seconds
     self._saved_at = time.monotonic()
-    self._manager, self._number, self._refused = None, 0, False
+    self._manager, self._number, self._last, self._refused = None, 0, None, False
     processes.on_first(lambda: self._open((Path(workdir) / 'checkpoints').resolve()))
 
   def _open(self, folder):
+    _ignore_echoes()
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(2),
         enable_async_checkpointing=True,
@@ -75,21 +80,27 @@ class Checkpoints:
 
   def _write(self, arrays, record):
     record = {**record, _DIGEST: digest(record, arrays)}
+    self._last = ocp.args.Composite(states=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
+    try:
+      self._begin_last()
+    except Exception:  # the save before, as a rule, which is only noticed now: this one is in its place
+      with self._writing():
+        self._begin_last()
+
+  def _begin_last(self):
     self._number += 1
-    items = ocp.args.Composite(states=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
-    with self._writing():
-      self._manager.save(self._number, args=items)
+    self._manager.save(self._number, args=self._last)
 
   @contextlib.contextmanager
   def _writing(self):
-    """Around what writes or awaits what is written: one save's failure may come to light in the next."""
+    """Around the second attempt: a disk may be busy once, and Orbax takes a clock that is set forward for a delay."""
     try:
       yield
     except Exception as error:  # of a full disk: an OSError here, a ValueError there
       self._refused = True
       raise UserError(
-          f'A checkpoint cannot be written to {self._manager.directory} ({_first_line(error)}). The one before it is'
-          ' kept: make room, and the same command goes on from there.'
+          f'A checkpoint cannot be written to {self._manager.directory} ({_reason(error)}). The one before it is kept:'
+          ' make room, and the same command goes on from there.'
       ) from error
 
   def restore(self, like):
@@ -134,7 +145,7 @@ class Checkpoints:
         ) from None
     if numbers:
       raise UserError(
-          f'{self._manager.directory} holds checkpoints that cannot be read ({_first_line(failure)}): choose another'
+          f'{self._manager.directory} holds checkpoints that cannot be read ({_reason(failure)}): choose another'
           ' --workdir, or delete this one.'
       )
     return None
@@ -149,8 +160,13 @@ class Checkpoints:
 
   def wait_alone(self):
     """`wait` in one process, the others not asked."""
-    if self._manager is not None:
+    if self._manager is None:
+      return
+    try:
+      self._manager.wait_until_finished()
+    except Exception:
       with self._writing():
+        self._begin_last()
         self._manager.wait_until_finished()
 
   def close(self):
@@ -180,6 +196,7 @@ def _whole(manager, number, unvouched=False):
   Raises:
     Exception: it is damaged, or has no digest and is not to be taken `unvouched`.
   """
+  _ignore_echoes()
   items = ocp.args.Composite(states=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
   found = manager.restore(number, args=items)
   record, states = found['record'], found['states']
@@ -187,6 +204,18 @@ def _whole(manager, number, unvouched=False):
   if not (vouched is None and unvouched) and vouched != digest(record, states):
     raise ValueError(f'checkpoint {number} is not what was written')
   return record, states
+
+
+@functools.cache
+def _ignore_echoes():
+  """Keeps quiet what Orbax's threads print when a reading or writing that they were at has failed and was dealt with."""
+  show = sys.unraisablehook
+
+  def show_others(met):
+    if not (met.exc_type is RuntimeError and str(met.exc_value) == 'Event loop is closed'):
+      show(met)
+
+  sys.unraisablehook = show_others
 
 
 def _shaped(arrays, like):
@@ -206,9 +235,11 @@ def _shaped(arrays, like):
   return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(arrays))
 
 
-def _first_line(error):
-  said = error.strerror if isinstance(error, OSError) else str(error)
-  return (said or repr(error)).strip().splitlines()[0]
+def _reason(error):
+  """The system's words for it, where they can be found; else the first line."""
+  found = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore reports it, among much else
+  number = int(found[1]) if found else getattr(error, 'errno', None)
+  return os.strerror(number) if number else (str(error) or repr(error)).strip().splitlines()[0]
 
 
 def _check_finite(arrays):
@@ -238,5 +269,5 @@ def saved(workdir):
       try:
         found = _whole(manager, number, unvouched=True)  # an earlier version wrote no digests
       except Exception as error:  # whatever Orbax meets in a damaged folder
-        raise UserError(f'{folder} holds checkpoints that cannot be read ({_first_line(error)}).') from None
+        raise UserError(f'{folder} holds checkpoints that cannot be read ({_reason(error)}).') from None
       yield found

@@ -49,9 +49,9 @@ def start(define, do):
       _refuse(error)
 
   def main(arguments):
-    # Orbax and absl announce each checkpoint; a run has its own progress.
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    logging.getLogger('orbax').setLevel(logging.ERROR)
+    # Orbax and absl announce each checkpoint, and what they raise besides: a run says both itself.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger('orbax').setLevel(logging.CRITICAL)
     try:
       do(arguments[1:])
     except UserError as error:
