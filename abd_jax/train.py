@@ -165,6 +165,7 @@ class _Run:
     self._coreset = coreset.empty(self._streams.memory, tasks.image_shape) if self._method.coreset else None
     self._record = Record()
     self._student = self._teacher = self._before = self._generator = None
+    self._kept = None  # the place of the last checkpoint
     self._counted_at = time.monotonic()
 
   def execute(self):
@@ -394,6 +395,7 @@ class _Run:
       self._checkpoints.save(self._states(), dataclasses.asdict(self._record))
     except NotFinite as error:
       raise NotFinite(f'Task {self._record.task + 1}, step {self._record.step}: {error}') from None
+    self._kept = self._record.place
 
   def _roll_back(self, error):
     """Back to the last checkpoint, for another draw.
@@ -405,9 +407,10 @@ class _Run:
     self._checkpoints.wait()
     if self._config.on_nan == 'stop' or rollbacks > _MOST_ROLLBACKS:
       or_else = ', or --on_nan=rollback' if self._config.on_nan == 'stop' else ''
+      task, phase, step = self._kept
       raise NotFinite(
-          f'{error} The last state before it is kept in {self._workdir / "checkpoints"}. A lower --learning_rate or'
-          f' --generator_learning_rate may help{or_else}.'
+          f'{error} The last state before it, {step} steps into phase {phase + 1} of task {task + 1}, is kept in'
+          f' {self._workdir / "checkpoints"}. A lower --learning_rate or --generator_learning_rate may help{or_else}.'
       ) from None
     self._progress.say(f'{error} Back to the last checkpoint, rollback {rollbacks} of {_MOST_ROLLBACKS}.')
     self._restore()
@@ -434,7 +437,7 @@ class _Run:
       restored = put(saved[1])
       self._student = restored['student']
       self._teacher, self._before, self._generator = map(restored.get, ('teacher', 'before', 'generator'))
-      task, phase, step = self._record.place
+      task, phase, step = self._kept = self._record.place
       self._progress.say(f'Resuming after {task} tasks, {phase} phases and {step} steps.')
     self._log.rewind(self._record.place)
 

@@ -36,11 +36,11 @@ def run(arguments, asked=flags.FLAGS):
   work.mkdir(parents=True)
   trials = Trials(work, asked.seed)
   stages = [
-      lambda: trials.signals(asked.signals),
-      lambda: trials.signals(asked.signals_to_two, processes=2),
       trials.refused, trials.two_on_one, trials.jumping_clock,
       lambda: trials.full_disks(asked.times),
       lambda: trials.damaged(asked.times),
+      lambda: trials.signals(asked.signals),
+      lambda: trials.signals(asked.signals_to_two, processes=2),
   ]
   for stage in stages:
     stage()
