@@ -220,10 +220,11 @@ class Trials:
       workdir, kinds, alive = self._new(), [], True
       while alive and done < moments and len(kinds) < hits:
         run = HurtRun(workdir, f'--checkpoint_seconds={self._draw.choice([0.2, 1, 60])}', processes=processes)
-        alive = run.wait_for(aims[done % len(aims)])
+        aim = 'any' if kinds else aims[done // hits % len(aims)]  # which a run that goes on may be past
+        alive = run.wait_for(aim)
         if alive:
-          time.sleep(self._draw.uniform(0, 0.3))
-          kinds.append(self._hit(run, aims[done % len(aims)], done % 2 == 0))
+          time.sleep(self._draw.uniform(0, 0.5))
+          kinds.append(self._hit(run, aim, done % 2 == 0))
           done += 1
         else:
           run.end()
