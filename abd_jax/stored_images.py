@@ -109,6 +109,38 @@ class _Form:
     return found
 
 
+def search(run):
+  """What a `finished.FinishedRun` keeps of the training images that it saw.
+
+  Returns:
+    {'searched_for': how many images, 'blank': how many more that are not searched for, 'arrays': how many were searched,
+    'found': {where: how many images}, 'allowed': of them in one place}.
+
+  Raises:
+    UserError: a checkpoint cannot be read.
+  """
+  images = np.asarray(run.tasks.train(run.last, cumulative=True)[0])
+  count, found = 0, {}
+  for where, arrays in kept_arrays(run.workdir):
+    count += len(arrays)
+    rows = find(arrays, images, run.networks.mean, run.networks.std).values()
+    if rows:
+      found[where] = len(set().union(*rows))
+  passed_over = int(blank(images).sum())
+  return {
+      'searched_for': len(images) - passed_over, 'blank': passed_over, 'arrays': count, 'found': found,
+      'allowed': run.config.memory if run.method.coreset else 0,
+  }
+
+
+def sentence(said):
+  """What `search` has found, in words."""
+  if not said['found']:
+    return f'none of {said["searched_for"]} training images in {said["arrays"]} arrays kept'
+  where, most = max(said['found'].items(), key=lambda item: item[1])
+  return f'{most} of {said["searched_for"]} training images in {where}, of {said["allowed"]} allowed'
+
+
 def kept_arrays(workdir):
   """What a run's folder keeps in arrays.
 
