@@ -208,7 +208,7 @@ def _whole(manager, number, unvouched=False):
 
 @functools.cache
 def _ignore_echoes():
-  """Keeps quiet what Orbax's threads print when a reading or writing that they were at has failed and was dealt with."""
+  """Keeps quiet what Orbax's threads print after a reading or writing of theirs has failed and was dealt with."""
   show = sys.unraisablehook
 
   def show_others(met):

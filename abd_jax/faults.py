@@ -6,34 +6,18 @@ matrix and, bit for bit, the arrays of its last checkpoint, held against those o
 
 import contextlib
 import itertools
-import json
 import os
 import random
 import re
 import resource
 import shutil
-import socket
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 
-from abd_jax import checkpoint
 from abd_jax.damage import DAMAGES, VERSIONS, of_another_version, truncate
-
-DIGITS = Path(__file__).parents[1] / 'experiments' / 'digits.py'
-JOB = ('--method=abd', '--stop_after_task=3', '--epochs=5', '--decay_at=3', '--inversion_steps=100')
-# What the run says last before the moment that is aimed at; a checkpoint in the writing says it by its folder's name.
-AIMS = {
-    'inversion': r'task \d+/\d+  accuracy', 'training': r'  learn  step', 'evaluation': r'  learn  step (\d+)/\1 ',
-    'checkpoint': None, 'any': r'steps/s',
-}
-# Seconds after a run was told to stop at which it has to be gone, and those for which anything else is waited.
-TO_STOP, TO_END = 10.0, 300.0
+from abd_jax.small_run import AIMS, DIGITS, TO_STOP, SmallRun, contents, end_of, same_end
 
 # Read by Python at its start: twice a second the clock on the wall is set, by up to an hour either way.
 _JUMPING_CLOCK = """
@@ -41,101 +25,6 @@ import random, time
 _time, _monotonic = time.time, time.monotonic
 time.time = lambda: _time() + random.Random(int(2 * _monotonic())).uniform(-3600, 3600)
 """
-
-
-class HurtRun:
-  """Processes of one run that is going to be hurt."""
-
-  def __init__(self, workdir, *more, processes=1, environment=None):
-    self.workdir = Path(workdir)
-    command = [sys.executable, str(DIGITS), *JOB, f'--workdir={workdir}', *more]
-    joined = [()]
-    if processes > 1:
-      with socket.socket() as free:
-        free.bind(('localhost', 0))
-        joined = [(f'--distributed=localhost:{free.getsockname()[1]},{processes},{i}',) for i in range(processes)]
-    self.processes = [
-        subprocess.Popen(
-            [*command, *its], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | {'PYTHONPATH': str(DIGITS.parents[1])} | (environment or {}),
-        )
-        for its in joined
-    ]
-    self.lines, self.errors = [], []
-    self._readers = [
-        threading.Thread(target=self._read, args=pipe, daemon=True)
-        for process in self.processes for pipe in ((process.stdout, self.lines), (process.stderr, self.errors))
-    ]
-    for reader in self._readers:
-      reader.start()
-    self._works_since = None
-
-  def _read(self, pipe, lines):
-    for line in pipe:
-      lines.append(line)
-      if 'steps/s' in line and self._works_since is None:
-        self._works_since = time.time()
-
-  def wait_for(self, aim, checks_every=0.002):
-    """Until the run is where it is aimed at; whether it was before its end."""
-    begun = len(self.lines)
-    while self.processes[0].poll() is None:
-      if self._works_since:
-        if AIMS[aim] is None:
-          with contextlib.suppress(OSError):
-            if any('tmp' in path.name for path in (self.workdir / 'checkpoints').iterdir()):
-              return True
-        elif any(re.search(AIMS[aim], line) for line in self.lines[begun:]):
-          return True
-      time.sleep(checks_every)
-    return False
-
-  def lost(self, at):
-    """Seconds of work that are gone when it ends `at` this time: since the last state kept, or since it set to work."""
-    kept = [self._works_since or at]
-    for note in (self.workdir / 'checkpoints').glob('*/_CHECKPOINT_METADATA'):
-      with contextlib.suppress(OSError, ValueError):
-        said = json.loads(note.read_text())
-        if said.get('commit_timestamp_nsecs'):
-          kept.append(said['init_timestamp_nsecs'] / 1e9)
-    return max(0.0, at - max(kept))
-
-  def end(self):
-    """The exit statuses."""
-    deadline = time.monotonic() + TO_END
-    for process in self.processes:
-      try:
-        process.wait(max(0.1, deadline - time.monotonic()))
-      except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for reader in self._readers:
-      reader.join()
-    return [process.returncode for process in self.processes]
-
-  @property
-  def said(self):
-    """All that went to standard error."""
-    return ''.join(self.errors)
-
-
-def end_of(workdir):
-  """(accuracy matrix, {path: array}) of a finished run."""
-  _, states = next(checkpoint.saved(workdir))
-  arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(states)}
-  return json.loads((Path(workdir) / 'results.json').read_text())['accuracy_matrix'], arrays
-
-
-def same_end(ours, theirs):
-  """Whether two ends are bit for bit the same."""
-  same = ours[0] == theirs[0] and ours[1].keys() == theirs[1].keys()
-  return same and all(np.array_equal(ours[1][name], theirs[1][name]) for name in theirs[1])
-
-
-def contents(folder):
-  """{path: bytes} of all files below, but for the lock and for checkpoints half written, which the next run clears away."""
-  found = [path for path in sorted(Path(folder).rglob('*')) if path.is_file() and path.name != '.lock']
-  return {path: path.read_bytes() for path in found if not any('-tmp' in part for part in path.parts)}
 
 
 class Trials:
@@ -178,7 +67,7 @@ class Trials:
 
   def _finished(self, workdir, fault, **settings):
     """Lets a run go to its end and counts whether that is the one it has to be."""
-    run = HurtRun(workdir, **settings)
+    run = SmallRun(workdir, **settings)
     statuses = run.end()
     self._note_place(run)
     if any(statuses):
@@ -189,7 +78,7 @@ class Trials:
     """The end of a run that nothing befalls."""
     if processes not in self._whole:
       workdir = self._new()
-      run = HurtRun(workdir, processes=processes)
+      run = SmallRun(workdir, processes=processes)
       assert run.end() == [0] * processes, run.said
       self._whole[processes] = end_of(workdir)
     return self._whole[processes]
@@ -203,7 +92,7 @@ class Trials:
   def _stopped(self, aim='any'):
     """A workdir whose run was killed in its second half, two checkpoints kept."""
     workdir = self._new()
-    run = HurtRun(workdir, '--checkpoint_seconds=0.2')
+    run = SmallRun(workdir, '--checkpoint_seconds=0.2')
     run.wait_for('evaluation')
     run.wait_for(aim)
     time.sleep(self._draw.uniform(0, 0.5))
@@ -219,7 +108,7 @@ class Trials:
     while done < moments:
       workdir, kinds, alive = self._new(), [], True
       while alive and done < moments and len(kinds) < hits:
-        run = HurtRun(workdir, f'--checkpoint_seconds={self._draw.choice([0.2, 1, 60])}', processes=processes)
+        run = SmallRun(workdir, f'--checkpoint_seconds={self._draw.choice([0.2, 1, 60])}', processes=processes)
         aim = 'any' if kinds else aims[done // hits % len(aims)]  # which a run that goes on may be past
         alive = run.wait_for(aim)
         if alive:
@@ -229,7 +118,7 @@ class Trials:
         else:
           run.end()
         self._note_place(run)
-      last = HurtRun(workdir, processes=processes)
+      last = SmallRun(workdir, processes=processes)
       statuses = last.end()
       self._note_place(last)
       survived = not any(statuses) and same_end(end_of(workdir), self.whole(processes))
@@ -263,7 +152,7 @@ class Trials:
     """No file may grow beyond a few thousand bytes from a random moment on."""
     for _ in range(times):
       workdir = self._new()
-      run = HurtRun(workdir, '--checkpoint_seconds=0.2')
+      run = SmallRun(workdir, '--checkpoint_seconds=0.2')
       run.wait_for(self._draw.choice(list(AIMS)))
       time.sleep(self._draw.uniform(0, 0.3))
       limit = self._draw.choice([0, 1000, 20_000])
@@ -303,7 +192,7 @@ class Trials:
 
   def _refuses(self, fault, workdir, sentence):
     before = contents(workdir)
-    run = HurtRun(workdir, '--checkpoint_seconds=0.2')
+    run = SmallRun(workdir, '--checkpoint_seconds=0.2')
     statuses = run.end()
     well = statuses == [2] and re.search(sentence, run.said) and 'Traceback' not in run.said
     same = contents(workdir) == before
@@ -314,9 +203,9 @@ class Trials:
   def two_on_one(self):
     """A second run on a workdir in use is refused, and the first goes on to its end."""
     workdir = self._new()
-    first = HurtRun(workdir)
+    first = SmallRun(workdir)
     first.wait_for('any')
-    second = HurtRun(workdir)
+    second = SmallRun(workdir)
     statuses = second.end() + first.end()
     well = statuses == [2, 0] and 'is in use by another run' in second.said
     self._count('two runs on one workdir', well and same_end(end_of(workdir), self.whole()), f'ended with {statuses}')
@@ -328,7 +217,7 @@ class Trials:
     (folder / 'sitecustomize.py').write_text(_JUMPING_CLOCK)
     environment = {'PYTHONPATH': os.pathsep.join([str(folder), str(DIGITS.parents[1])])}
     workdir = self._new()
-    run = HurtRun(workdir, '--checkpoint_seconds=0.2', environment=environment)
+    run = SmallRun(workdir, '--checkpoint_seconds=0.2', environment=environment)
     run.wait_for('evaluation')
     run.processes[0].kill()
     run.end()

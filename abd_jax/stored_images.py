@@ -1,8 +1,8 @@
 """Does what a run keeps hold training images? Arrays are searched for them, whole or nearly so, in whatever form.
 
-Every run of as many values as an image has, at every place of every array, is held against every image: as pixels from 0
-to 255, on [0, 1] and standardised, its channels last or first. Means of parts and the contrast rule out nearly all
-pairs, so that the rest can be compared value by value.
+Every run of as many values as an image has, at every place of every array, is held against every image: as pixels
+from 0 to 255, on [0, 1] and standardised, its channels last or first. Means of parts and the contrast rule out nearly
+all pairs, so that the rest can be compared value by value.
 """
 
 from pathlib import Path
@@ -113,7 +113,7 @@ def search(run):
   """What a `finished.FinishedRun` keeps of the training images that it saw.
 
   Returns:
-    {'searched_for': how many images, 'blank': how many more that are not searched for, 'arrays': how many were searched,
+    {'searched_for': how many images, 'blank': how many more that are not searched for, 'arrays': how many there were,
     'found': {where: how many images}, 'allowed': of them in one place}.
 
   Raises:

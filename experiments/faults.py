@@ -14,8 +14,9 @@ from absl import flags
 
 from abd_jax import experiment
 from abd_jax.errors import UserError
-from abd_jax.faults import JOB, Trials
+from abd_jax.faults import Trials
 from abd_jax.results import versions
+from abd_jax.small_run import JOB
 
 
 def define_flags(flag_values=flags.FLAGS):

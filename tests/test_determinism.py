@@ -69,9 +69,8 @@ def test_a_seed_decides_class_order_first_weights_and_data_order_and_nothing_els
     assert results.class_order == data.class_order(10, seed)[:4]
     sequence = train.check(settings, digits)
     compiled = programs.programs_for(settings, sequence, digits)
-    chex.assert_trees_all_equal(
-        student, jax.tree.map(np.array, compiled.init_student(np.array([seed, 0, Address.STUDENT_INIT, 0], np.int32)).params)
-    )
+    expected = compiled.init_student(np.array([seed, 0, Address.STUDENT_INIT, 0], np.int32)).params
+    chex.assert_trees_all_equal(student, jax.tree.map(np.array, expected))
     for task in (0, 1):
       order = epoch_order(sequence.train_sizes()[task], seed, task, int(Address.LEARN), 0)
       steps = len(order) // 16  # batches of 16, the last one dropped

@@ -29,7 +29,7 @@ PHASES = {
 
 
 def view_of(features, scale, past, seen, phase):
-  """Four rows of the newest classes, and as many synthetic ones, as seen by linear heads of which one is `scale` large."""
+  """Four rows of the newest classes and as many synthetic ones, under linear heads `scale` large."""
   classify = lambda x: scale * (x @ HEAD)  # noqa: E731
   by_teacher = lambda x: scale * (x @ TEACHER_HEAD)  # noqa: E731
   labels = jnp.asarray([past, seen - 1, past, seen - 1] + [0, past - 1, 0, past - 1])
@@ -106,5 +106,5 @@ def test_a_term_of_the_inversion_is_named_with_its_step_and_the_last_state_befor
   fails_at(monkeypatch, task=1, step=1, times=1, figure='smoothness')
   with pytest.raises(NotFinite) as said:
     train.run(TINY, tmp_path, digits)
-  start = 'Task 2, inversion, step 2: smoothness is nan. The last state before it, 0 steps into phase 1 of task 2, is kept'
-  assert str(said.value).startswith(start)
+  start = 'Task 2, inversion, step 2: smoothness is nan. The last state before it, 0 steps into phase 1 of task 2, is'
+  assert str(said.value).startswith(f'{start} kept in {tmp_path / "checkpoints"}.')
