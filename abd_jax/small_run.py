@@ -18,13 +18,15 @@ from abd_jax import checkpoint
 
 DIGITS = Path(__file__).parents[1] / 'experiments' / 'digits.py'
 JOB = ('--method=abd', '--stop_after_task=3', '--epochs=5', '--decay_at=3', '--inversion_steps=100')
+# Two processes on one machine wait for each other at every step.
+JOB_OF_TWO = ('--stop_after_task=2', '--epochs=3', '--inversion_steps=40')
 # What the run says last before the moment that is aimed at; a checkpoint in the writing says it by its folder's name.
 AIMS = {
     'inversion': r'task \d+/\d+  accuracy', 'training': r'  learn  step', 'evaluation': r'  learn  step (\d+)/\1 ',
     'checkpoint': None, 'any': r'steps/s',
 }
 # Seconds after a run was told to stop at which it has to be gone, and those for which anything else is waited.
-TO_STOP, TO_END = 10.0, 300.0
+TO_STOP, TO_END = 10.0, 900.0
 
 
 class SmallRun:
@@ -35,6 +37,7 @@ class SmallRun:
     command = [sys.executable, str(DIGITS), *JOB, f'--workdir={workdir}', *more]
     joined = [()]
     if processes > 1:
+      command += JOB_OF_TWO
       with socket.socket() as free:
         free.bind(('localhost', 0))
         joined = [(f'--distributed=localhost:{free.getsockname()[1]},{processes},{i}',) for i in range(processes)]
@@ -57,14 +60,14 @@ class SmallRun:
   def _read(self, pipe, lines):
     for line in pipe:
       lines.append(line)
-      if 'steps/s' in line and self._works_since is None:
+      if self._works_since is None and ('steps/s' in line or 'Resuming' in line):
         self._works_since = time.time()
 
   def wait_for(self, aim, checks_every=0.002):
     """Until the run is where it is aimed at; whether it was before its end."""
     begun = len(self.lines)
     while self.processes[0].poll() is None:
-      if self._works_since:
+      if any('steps/s' in line for line in self.lines):
         if AIMS[aim] is None:
           with contextlib.suppress(OSError):
             if any('tmp' in path.name for path in (self.workdir / 'checkpoints').iterdir()):
@@ -75,7 +78,7 @@ class SmallRun:
     return False
 
   def lost(self, at):
-    """Seconds of work that are gone when it ends `at` this time: since the last state kept, or since it set to work."""
+    """Seconds that are gone when it ends `at` this time: since the last state kept, or since it went on from it."""
     kept = [self._works_since or at]
     for note in (self.workdir / 'checkpoints').glob('*/_CHECKPOINT_METADATA'):
       with contextlib.suppress(OSError, ValueError):

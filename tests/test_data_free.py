@@ -11,6 +11,7 @@ import pytest
 from abd_jax import data, model_files, stored_images, train
 from abd_jax.config import with_values
 from abd_jax.data import TaskSequence
+from abd_jax.finished import read_run
 from abd_jax.learner import Learner
 from tests import test_learner
 from tests.test_train import TINY, final_states
@@ -152,6 +153,19 @@ def test_checkpoints_and_files_hold_no_training_image_beyond_the_coreset(runs, d
     else:
       assert set(found) == {"['coreset']['images']"} and len(found["['coreset']['images']"]) == 30
   assert whole.memory_held['images'] == (0 if method == 'abd' else 30)
+
+
+def test_a_finished_run_is_searched_and_what_is_found_is_said(runs):
+  method, folder, *_ = runs
+  said = stored_images.search(read_run(folder / 'whole'))
+  # Six classes of digits, none of them blank.
+  assert said['searched_for'] > 800 and said['blank'] == 0 and said['arrays'] > 50
+  if method == 'abd':
+    assert said['found'] == {} and said['allowed'] == 0
+    assert stored_images.sentence(said).startswith('none of 8') and 'arrays kept' in stored_images.sentence(said)
+  else:
+    assert set(said['found'].values()) == {30} and len(said['found']) == 2 and said['allowed'] == 30
+    assert stored_images.sentence(said).startswith('30 of 8') and 'of 30 allowed' in stored_images.sentence(said)
 
 
 def test_a_lesson_leaves_nothing_of_its_images_in_memory_or_in_the_model(tmp_path):
