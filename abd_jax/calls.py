@@ -24,10 +24,12 @@ def means(calls):
 
 
 def check_finite(calls, task, phase):
-  """Raises `NotFinite` with the first step at which a metric of some calls is not finite."""
+  """Raises `NotFinite` with the first step at which a metric of some calls is not finite, and the terms to blame."""
   for call in calls:
-    for name, values in call.metrics.items():
-      bad = np.flatnonzero(~np.isfinite(np.asarray(values)[: call.count]))
-      if len(bad):
-        value = float(values[bad[0]])
-        raise NotFinite(f'Task {task + 1}, {phase}, step {call.step + bad[0] + 1}: {name} is {value}.')
+    metrics = {name: np.asarray(values)[: call.count] for name, values in call.metrics.items()}
+    bad = [i for i in range(call.count) if not all(np.isfinite(values[i]) for values in metrics.values())]
+    if bad:
+      astray = {name: float(values[bad[0]]) for name, values in metrics.items() if not np.isfinite(values[bad[0]])}
+      blamed = {name: value for name, value in astray.items() if name != 'loss'} or astray  # the loss is their sum
+      said = ', '.join(f'{name} is {value}' for name, value in blamed.items())
+      raise NotFinite(f'Task {task + 1}, {phase}, step {call.step + bad[0] + 1}: {said}.')

@@ -1,7 +1,12 @@
 """What a stopped run needs to go on, through Orbax."""
 
+import contextlib
+import functools
 import hashlib
 import json
+import os
+import re
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from abd_jax import processes
 from abd_jax.errors import NotFinite, UserError
+from abd_jax.workdir import writing
 
 # Saving and restoring are no meeting of all processes.
 _ALONE = {0}
@@ -30,12 +36,18 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, seconds):
-    """Opens <workdir>/checkpoints; `due` is true when the last save is more than `seconds` old."""
+    """Opens <workdir>/checkpoints; `due` is true when the last save is more than `seconds` old.
+
+    Raises:
+      UserError: it cannot be made.
+    """
     self._seconds = seconds
     self._saved_at = time.monotonic()
-    self._manager, self._number = None, 0
-    if not processes.is_first():
-      return
+    self._manager, self._number, self._last, self._refused = None, 0, None, False
+    processes.on_first(lambda: self._open((Path(workdir) / 'checkpoints').resolve()))
+
+  def _open(self, folder):
+    _ignore_echoes()
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(2),
         enable_async_checkpointing=True,
@@ -44,8 +56,8 @@ class Checkpoints:
             active_processes=_ALONE, barrier_sync_key_prefix='first'
         ),
     )
-    folder = (Path(workdir) / 'checkpoints').resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+      folder.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
         folder,
         options=options,
@@ -63,22 +75,44 @@ class Checkpoints:
 
     Raises:
       NotFinite: the states are not worth going on from; nothing is written.
+      UserError: the disk refuses them, or refused those of the save before.
     """
     self._saved_at = time.monotonic()
     # Copies: the next step may be given the very buffers that are being written.
     arrays = jax.tree.map(np.array, flax.serialization.to_state_dict(states))
     _check_finite(arrays)
-    if self._manager is None:
-      return
-    record = {**record, _DIGEST: _digest(record, arrays)}
+    processes.on_first(lambda: self._write(arrays, record))
+
+  def _write(self, arrays, record):
+    record = {**record, _DIGEST: digest(record, arrays)}
+    self._last = ocp.args.Composite(states=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
+    try:
+      self._begin_last()
+    except Exception:  # the save before, as a rule, which is only noticed now: this one is in its place
+      with self._writing():
+        self._begin_last()
+
+  def _begin_last(self):
     self._number += 1
-    items = ocp.args.Composite(states=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record))
     global _last_saved
     with _one_save:
       if _last_saved is not None and _last_saved is not self._manager:
-        _last_saved.wait_until_finished()
-      self._manager.save(self._number, args=items)
+        with contextlib.suppress(Exception):  # which the run whose save it is will meet
+          _last_saved.wait_until_finished()
+      self._manager.save(self._number, args=self._last)
       _last_saved = self._manager
+
+  @contextlib.contextmanager
+  def _writing(self):
+    """Around the second attempt: a disk may be busy once, and Orbax takes a clock that is set forward for a delay."""
+    try:
+      yield
+    except Exception as error:  # of a full disk: an OSError here, a ValueError there
+      self._refused = True
+      raise UserError(
+          f'A checkpoint cannot be written to {self._manager.directory} ({_reason(error)}). The one before it is kept:'
+          ' make room, and the same command goes on from there.'
+      ) from error
 
   def restore(self, like):
     """The newest checkpoint that can be read.
@@ -90,7 +124,7 @@ class Checkpoints:
       (record, states), or None when nothing was ever saved.
 
     Raises:
-      UserError: there are checkpoints, and none can be read.
+      UserError: there are checkpoints, and none can be read; or the newest is of a version that keeps something else.
     """
     found = []
     processes.on_first(lambda: found.append(self._read(like)))
@@ -109,32 +143,49 @@ class Checkpoints:
     numbers = sorted(self._manager.all_steps(), reverse=True)
     for number in numbers:
       try:
-        record = self._manager.restore(number, args=ocp.args.Composite(record=ocp.args.JsonRestore()))['record']
-        structure = like({name: value for name, value in record.items() if name != _DIGEST})
-        template = jax.tree.map(_on_one_device, flax.serialization.to_state_dict(structure))
-        items = ocp.args.Composite(states=ocp.args.StandardRestore(template))
-        arrays = self._manager.restore(number, args=items)['states']
-        if record.pop(_DIGEST) != _digest(record, arrays):
-          raise ValueError(f'checkpoint {number} is not what was written')
-        return record, arrays
+        record, arrays = _whole(self._manager, number)
       except Exception as error:  # whatever Orbax meets in a damaged folder: the one before may be whole
         failure = error
+        continue
+      try:
+        return record, _shaped(arrays, flax.serialization.to_state_dict(like(record)))
+      except (ValueError, KeyError) as error:  # the one before is whole too, but to go on from there would undo work
+        raise UserError(
+            f'Checkpoint {number} in {self._manager.directory} was written by another version of abd_jax ({error}): go'
+            ' on with that one, or choose another --workdir.'
+        ) from None
     if numbers:
       raise UserError(
-          f'{self._manager.directory} holds checkpoints that cannot be read ({str(failure).splitlines()[0]}): choose'
-          ' another --workdir, or delete this one.'
+          f'{self._manager.directory} holds checkpoints that cannot be read ({_reason(failure)}): choose another'
+          ' --workdir, or delete this one.'
       )
     return None
 
   def wait(self):
-    """Until what was saved is on disk."""
-    if self._manager is not None:
+    """Until what was saved is on disk.
+
+    Raises:
+      UserError: the disk refuses it.
+    """
+    processes.on_first(self.wait_alone)
+
+  def wait_alone(self):
+    """`wait` in one process, the others not asked."""
+    if self._manager is None:
+      return
+    try:
       self._manager.wait_until_finished()
+    except Exception:
+      with self._writing():
+        self._begin_last()
+        self._manager.wait_until_finished()
 
   def close(self):
     global _last_saved
     if self._manager is not None:
-      self._manager.close()
+      said = self._refused  # of what was refused Orbax speaks again
+      with contextlib.suppress(UserError) if said else contextlib.nullcontext(), self._writing():
+        self._manager.close()
       with _one_save:
         _last_saved = None if _last_saved is self._manager else _last_saved
 
@@ -143,14 +194,66 @@ class Checkpoints:
 _DIGEST = 'sha256'
 
 
-def _digest(record, arrays):
+def digest(record, arrays):
   """The SHA-256, in hexadecimal, of a record without its digest and of a dict of arrays."""
-  digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+  found = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
   for path, leaf in jax.tree.leaves_with_path(arrays):
     leaf = np.ascontiguousarray(leaf)
-    digest.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode())
-    digest.update(leaf.data)
-  return digest.hexdigest()
+    found.update(f'{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}'.encode())
+    found.update(leaf.data)
+  return found.hexdigest()
+
+
+def _whole(manager, number, unvouched=False):
+  """(record, states) of a checkpoint as it was written, the states as nested dicts of arrays.
+
+  Raises:
+    Exception: it is damaged, or has no digest and is not to be taken `unvouched`.
+  """
+  _ignore_echoes()
+  items = ocp.args.Composite(states=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
+  found = manager.restore(number, args=items)
+  record, states = found['record'], found['states']
+  vouched = record.pop(_DIGEST, None)
+  if not (vouched is None and unvouched) and vouched != digest(record, states):
+    raise ValueError(f'checkpoint {number} is not what was written')
+  return record, states
+
+
+@functools.cache
+def _ignore_echoes():
+  """Keeps quiet what Orbax's threads print after a reading or writing of theirs has failed and was dealt with."""
+  show = sys.unraisablehook
+
+  def show_others(met):
+    if not (met.exc_type is RuntimeError and str(met.exc_value) == 'Event loop is closed'):
+      show(met)
+
+  sys.unraisablehook = show_others
+
+
+def _shaped(arrays, like):
+  """The arrays in the containers of `like`, the empty ones among them, which Orbax does not give back.
+
+  Raises:
+    ValueError: they are not those that `like` has, by name, shape or type.
+  """
+  described = lambda tree: [  # noqa: E731
+      f'{jax.tree_util.keystr(path, simple=True, separator="/")} {leaf.dtype}{list(leaf.shape)}'
+      for path, leaf in jax.tree.leaves_with_path(tree)
+  ]
+  found, wanted = described(arrays), described(like)
+  if found != wanted:
+    odd = sorted(set(found) ^ set(wanted))
+    raise ValueError(f'it {"holds" if odd[0] in found else "lacks"} {odd[0]}')
+  return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(arrays))
+
+
+def _reason(error):
+  """The system's words for it, where they can be found; else the first line."""
+  found = re.search(r"os_error_code='(\d+)'", str(error))  # as tensorstore reports it, among much else
+  number = int(found[1]) if found else getattr(error, 'errno', None)
+  return os.strerror(number) if number else (str(error) or repr(error)).strip().splitlines()[0]
 
 
 def _check_finite(arrays):
@@ -177,17 +280,8 @@ def saved(workdir):
   handlers = {'states': ocp.StandardCheckpointHandler(), 'record': ocp.JsonCheckpointHandler()}
   with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
     for number in sorted(manager.all_steps(), reverse=True):
-      items = ocp.args.Composite(states=ocp.args.StandardRestore(), record=ocp.args.JsonRestore())
       try:
-        found = manager.restore(number, args=items)
+        found = _whole(manager, number, unvouched=True)  # an earlier version wrote no digests
       except Exception as error:  # whatever Orbax meets in a damaged folder
-        raise UserError(f'{folder} holds checkpoints that cannot be read ({str(error).splitlines()[0]}).') from None
-      record, states = found['record'], found['states']
-      if record.pop(_DIGEST, None) not in (None, _digest(record, states)):
-        raise UserError(f'{folder} holds a checkpoint, number {number}, that is not what was written.')
-      yield record, states
-
-
-def _on_one_device(leaf):
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        raise UserError(f'{folder} holds checkpoints that cannot be read ({_reason(error)}).') from None
+      yield found

@@ -27,6 +27,7 @@ ones in eval mode, and what needs synthetic images or a teacher is null where th
                        student, as a share of the norm of the former
   memorisation         with --audit, in pixels (root mean square differences on [0, 1]) and in features (of the teacher,
                        Euclidean): medians and shares of `diagnostics.memorisation`; and memorisation.png
+  stored_images        with --stored, see `stored_images.search`: training images found in checkpoints and .npz files
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from abd_jax import diagnostics, figures
+from abd_jax import diagnostics, figures, stored_images
 from abd_jax.errors import UserError
 from abd_jax.finished import read_run, runs_below, synthetic_images
 from abd_jax.methods.interface import OWN
@@ -209,6 +210,7 @@ def _define_flags():
   script = {'module_name': sys.argv[0]}
   flags.DEFINE_string('data_dir', '', 'where the data set lies; empty: where the run found it', **script)
   flags.DEFINE_integer('images', 1000, 'of a population at most', lower_bound=2, **script)
+  flags.DEFINE_boolean('stored', False, 'search all that the run keeps for its training images', **script)
   flags.DEFINE_boolean('audit', False, 'hold synthetic images against training images of the old classes', **script)
 
 
@@ -218,13 +220,16 @@ def _diagnose_all(arguments):
   for folder in [folder for path in arguments for folder in runs_below(path)]:
     run = read_run(folder, flags.FLAGS.data_dir)
     said, picture = diagnose(run, flags.FLAGS.images, flags.FLAGS.audit)
+    if flags.FLAGS.stored:
+      said['stored_images'] = stored_images.search(run)
     write(run, said, picture)
     print(f'{folder / "diagnostics.json"}: {_sentence(said)}', flush=True)
 
 
 def _sentence(said):
   known = {pair.replace('_real', ' to real').replace('_syn', ' to syn'): mid for pair, mid in said['mid'].items()}
-  return 'MID ' + ', '.join(f'{pair} {mid:.2f}' for pair, mid in known.items() if mid is not None)
+  mid = 'MID ' + ', '.join(f'{pair} {mid:.2f}' for pair, mid in known.items() if mid is not None)
+  return f'{mid}; {stored_images.sentence(said["stored_images"])}' if 'stored_images' in said else mid
 
 
 if __name__ == '__main__':

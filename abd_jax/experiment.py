@@ -50,9 +50,9 @@ def start(define, do):
       _refuse(error)
 
   def main(arguments):
-    # Orbax and absl announce each checkpoint; a run has its own progress.
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    logging.getLogger('orbax').setLevel(logging.ERROR)
+    # Orbax and absl announce each checkpoint, and what they raise besides: a run says both itself.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger('orbax').setLevel(logging.CRITICAL)
     try:
       do(arguments[1:])
     except UserError as error:
@@ -85,12 +85,12 @@ def run_all(config):
     A list of `results.Results`.
   """
   runs, in_turns = runs_of(config), _in_turns(config)
-  dataset = load(config.dataset, config.data_dir, config.verify_checksum)
   stored = []
-  for one, workdir in runs:  # all of them before the first is trained
-    tasks = train.check(one, dataset)
-    processes.on_first(functools.partial(_prepare, config, one, workdir, dataset, tasks, stored))
   with StopSignal() as stop:
+    dataset = load(config.dataset, config.data_dir, config.verify_checksum)
+    for one, workdir in runs:  # all of them before the first is trained
+      tasks = train.check(one, dataset)
+      processes.on_first(functools.partial(_prepare, config, one, workdir, dataset, tasks, stored))
     results = _train(runs, dataset, stop, in_turns)
   if processes.is_first():
     results = _with_omega(config, runs, results, stored)

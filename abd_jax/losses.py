@@ -173,11 +173,14 @@ def distillation_within_tasks(logits_NK, teacher_logits_NK, tasks_K, start, stop
     AssertionError: the two arrays of logits differ in shape.
   """
   chex.assert_equal_shape([logits_NK, teacher_logits_NK])
-  same_task_KK = tasks_K[:, None] == tasks_K[None, :]
+  same_task_KK = (tasks_K[:, None] == tasks_K[None, :]).astype(logits_NK.dtype)
 
   def log_softmax(z_NK):
-    masked_NKK = jnp.where(same_task_KK, z_NK[:, None, :], _MASKED)
-    return z_NK - jax.nn.logsumexp(masked_NKK, axis=-1)
+    # Each task's largest logit, by class; the sums are a product of matrices, since N x K x K values would be many.
+    largest_KN = jax.ops.segment_max(jax.lax.stop_gradient(z_NK).T, tasks_K, num_segments=len(tasks_K))[tasks_K]
+    shifted_NK = z_NK - largest_KN.T
+    sums_NK = jnp.matmul(jnp.exp(shifted_NK), same_task_KK, precision=jax.lax.Precision.HIGHEST)
+    return shifted_NK - jnp.log(sums_NK)
 
   target_NK = jnp.exp(log_softmax(teacher_logits_NK / temperature))
   held_NK = -target_NK * log_softmax(logits_NK / temperature) * jnp.sum(same_task_KK, axis=-1)

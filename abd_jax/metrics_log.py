@@ -5,11 +5,14 @@ import json
 from pathlib import Path
 
 from abd_jax import processes
-from abd_jax.workdir import write_whole
+from abd_jax.workdir import write_whole, writing
 
 
 class MetricsLog:
-  """metrics.jsonl: a line of figures an epoch, each at a place in the run, so that a resumed run repeats none."""
+  """metrics.jsonl: a line of figures an epoch, each at a place in the run, so that a resumed run repeats none.
+
+  Both of its writers raise `UserError` where the disk refuses.
+  """
 
   def __init__(self, path, *mirrors):
     """`mirrors` have `rewind(lines)`, told what is kept of the log, as dicts, and `add(line)`, each that is written."""
@@ -18,11 +21,13 @@ class MetricsLog:
   def read(self):
     """The lines as dicts, to the first that the process died over while it wrote."""
     found = []
-    for line in self._path.read_text().splitlines() if self._path.exists() else ():
+    for text in self._path.read_bytes().splitlines() if self._path.exists() else ():
       try:
-        found.append(json.loads(line))
-      except ValueError:
+        line = json.loads(text)
+        tuple(line['at'])
+      except (ValueError, TypeError, KeyError):  # the first of them for what is no text, too
         break
+      found.append(line)
     return found
 
   def rewind(self, place):
@@ -37,7 +42,7 @@ class MetricsLog:
   def write(self, place, **figures):
     if not processes.is_first():
       return
-    with self._path.open('a') as file:
+    with writing(self._path), self._path.open('a') as file:
       file.write(json.dumps({'at': place, **figures}) + '\n')
     for mirror in self._mirrors:
       mirror.add({'at': place, **figures})

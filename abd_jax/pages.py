@@ -15,6 +15,7 @@ import numpy as np
 from abd_jax import config as config_lib
 from abd_jax import findings, tables
 from abd_jax.charts import Series, heat_map, line_chart
+from abd_jax.errors import UserError
 from abd_jax.metrics_log import MetricsLog, StepCounter, figures_of
 from abd_jax.pictures import load_synthetic
 from abd_jax.results import Results
@@ -55,6 +56,8 @@ def save_collection(path, runs, say=print):
 def _save(path, runs, say):
   try:
     write_whole(path, page(runs))
+  except UserError as error:
+    say(f'No {path.name}: {error}')
   except Exception as error:  # whatever it is: a page is not worth a run
     say(f'No {path.name}: {type(error).__name__}: {error}.')
 

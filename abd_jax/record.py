@@ -33,6 +33,20 @@ class Record:
   rollbacks: int = 0
   by_task: list = dataclasses.field(default_factory=list)
 
+  @classmethod
+  def read(cls, said):
+    """From what a checkpoint says in JSON; what an earlier version did not measure is as at a run's start.
+
+    Raises:
+      ValueError: another version says something else.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]
+    if unknown := sorted(set(said) - set(known)):
+      raise ValueError(f'its record has {unknown[0]}')
+    if missing := [name for name in known[:4] if name not in said]:  # the place, without which nothing has a meaning
+      raise ValueError(f'its record lacks {missing[0]}')
+    return cls(**said)
+
   @property
   def place(self):
     return self.task, self.phase, self.step

@@ -57,13 +57,6 @@ def _with_omega(runs):
   ]
 
 
-def _write(path, text):
-  try:
-    write_whole(Path(path).expanduser(), text)
-  except OSError as error:
-    raise UserError(f'--html={path} cannot be written: {error.strerror}.') from None
-
-
 def main(arguments):
   parser = argparse.ArgumentParser(
       'python -m abd_jax.report', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -78,7 +71,7 @@ def main(arguments):
     runs = _with_omega([run for path in told.runs for run in _load_all(path)])
     print(FORMATS[told.format](tables.collate([run.results for run in runs]), **chosen), end='')
     if told.html:
-      _write(told.html, pages.page(runs))
+      write_whole(Path(told.html).expanduser(), pages.page(runs))
   except UserError as error:
     print(error, file=sys.stderr)
     return 2

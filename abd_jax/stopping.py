@@ -5,8 +5,13 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from abd_jax.parallel import compiling
+
+
+# Seconds after a signal at which the process ends whatever it does: machines about to go wait ten or more.
+_PATIENCE = 8.0
 
 
 class Preempted(SystemExit):
@@ -20,7 +25,9 @@ class StopSignal:
   """While entered, SIGTERM asks the run to save and stop; a second one ends it at once.
 
   Python handles no signal while a compilation keeps it, which may last longer than a machine about to go: a thread
-  listens then. Phases are saved before their steps are compiled, so it loses nothing when it ends the process.
+  listens then. Phases are saved before their steps are compiled, so it loses nothing when it ends the process. It does
+  so too when what the run is at takes `_PATIENCE`, a step as well as an evaluation or the reading of a data set: the
+  last checkpoint is there.
   """
 
   def __init__(self):
@@ -54,8 +61,9 @@ class StopSignal:
     with os.fdopen(heard, 'rb', buffering=0) as numbers:
       while (number := numbers.read(1)) and number[0] != signal.SIGTERM:
         pass
+    told = time.monotonic()
     while number and not self._left.wait(0.1):
-      if compiling():
+      if compiling() or time.monotonic() - told > _PATIENCE:
         for wait in self._waits:
           wait()
         print('Told to stop: the same command goes on from the last checkpoint.', file=sys.stderr, flush=True)

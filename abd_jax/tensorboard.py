@@ -1,6 +1,7 @@
 """Event files for TensorBoard, without TensorFlow: what metrics.jsonl says, and the synthetic images."""
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from abd_jax.errors import UserError
 from abd_jax.metrics_log import StepCounter, figures_of
 from abd_jax.pictures import load_synthetic
+from abd_jax.workdir import writing
 
 
 class EventFiles:
@@ -23,18 +25,27 @@ class EventFiles:
       UserError: the library that writes event files is not installed.
     """
     try:
-      from tensorboardX import SummaryWriter
+      import tensorboardX.event_file_writer  # noqa: F401
     except ImportError:
       raise UserError(
           "--tensorboard needs a library: python -m pip install 'abd-jax[tensorboard]', or without the flag."
       ) from None
-    self._workdir, self._open, self._writer = Path(workdir), SummaryWriter, None
+    self._workdir, self._folder, self._writer = Path(workdir), Path(workdir) / 'tensorboard', None
 
   def rewind(self, lines):
-    """Starts anew, with lines of metrics.jsonl, each a dict."""
+    """Starts anew, with lines of metrics.jsonl, each a dict.
+
+    Raises:
+      UserError: the disk refuses it; so do the other methods.
+    """
+    # The file itself and not a SummaryWriter, whose thread dies of a full disk and lets the run wait for it for ever.
+    from tensorboardX.event_file_writer import EventsWriter
+
     self.close()
-    shutil.rmtree(self._workdir / 'tensorboard', ignore_errors=True)
-    self._writer = self._open(str(self._workdir / 'tensorboard'), flush_secs=10)
+    shutil.rmtree(self._folder, ignore_errors=True)
+    with writing(self._folder):
+      self._folder.mkdir()
+      self._writer = EventsWriter(str(self._folder / 'events'))
     self._steps = StepCounter()
     for line in lines:
       self.add(line)
@@ -44,24 +55,40 @@ class EventFiles:
     if 'phase' in line:
       step = self._steps.at(line)
       for name, value in figures_of(line).items():
-        self._writer.add_scalar(f'{line["phase"]}/{name}', value, step)
+        self._scalar(f'{line["phase"]}/{name}', value, step)
     elif 'accuracy' in line:
       self._end_task(line)
+    with writing(self._folder):
+      self._writer.flush()
 
   def _end_task(self, line):
+    from tensorboardX.summary import image
+
     task = line['task']
-    self._writer.add_scalar('accuracy/all_classes_seen', line['accuracy'], task)
+    self._scalar('accuracy/all_classes_seen', line['accuracy'], task)
     for i, value in enumerate(line['accuracy_by_task']):
-      self._writer.add_scalar(f'accuracy/of_task_{i + 1}', value, task)
+      self._scalar(f'accuracy/of_task_{i + 1}', value, task)
     for synthetic in load_synthetic(self._workdir):
       if synthetic.task == task:
-        self._writer.add_scalar('inversion/confidence', float(np.mean(synthetic.confidences)), task)
-        self._writer.add_image('synthetic_images', _grid(synthetic.colours()), task, dataformats='HWC')
-    self._writer.flush()
+        self._scalar('inversion/confidence', float(np.mean(synthetic.confidences)), task)
+        self._write(image('synthetic_images', _grid(synthetic.colours()), dataformats='HWC'), task)
+
+  def _scalar(self, name, value, step):
+    from tensorboardX.summary import scalar
+
+    self._write(scalar(name, value), step)
+
+  def _write(self, summary, step):
+    from tensorboardX.proto.event_pb2 import Event
+
+    with writing(self._folder):
+      self._writer.write_event(Event(summary=summary, step=step, wall_time=time.time()))
 
   def close(self):
     if self._writer:
-      self._writer.close()
+      with writing(self._folder):
+        self._writer.close()
+      self._writer = None
 
 
 def _grid(images_NHWC, columns=10):

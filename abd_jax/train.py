@@ -99,7 +99,7 @@ def _opened(config, workdir, dataset, tasks, stop, label, num_tasks, programs=No
   ):
     processes.on_first(lambda: _claim(config, workdir, held))
     checkpoints = held.enter_context(contextlib.closing(Checkpoints(workdir, config.checkpoint_seconds)))
-    held.enter_context(stop.after(checkpoints.wait))
+    held.enter_context(stop.after(checkpoints.wait_alone))
     log = held.enter_context(contextlib.closing(MetricsLog(workdir / 'metrics.jsonl', *_mirrors(config, workdir))))
     programs = programs or programs_for(config, tasks, dataset)
     yield _Run(config, workdir, dataset, tasks, programs, checkpoints, log, stop, progress)
@@ -167,6 +167,7 @@ class _Run:
     self._coreset = coreset.empty(self._streams.memory, tasks.image_shape) if self._method.coreset else None
     self._record = Record()
     self._student = self._teacher = self._before = self._generator = None
+    self._kept = None  # the place of the last checkpoint
     self._counted_at = time.monotonic()
 
   def execute(self):
@@ -186,8 +187,7 @@ class _Run:
     self._save()
     self._checkpoints.wait()
     results = self._results()
-    if processes.is_first():
-      results.save(self._workdir / 'results.json')
+    processes.on_first(lambda: results.save(self._workdir / 'results.json'))
     return results
 
   def lesson(self, task, student):
@@ -400,6 +400,7 @@ class _Run:
       self._checkpoints.save(self._states(), dataclasses.asdict(self._record))
     except NotFinite as error:
       raise NotFinite(f'Task {self._record.task + 1}, step {self._record.step}: {error}') from None
+    self._kept = self._record.place
 
   def _roll_back(self, error):
     """Back to the last checkpoint, for another draw.
@@ -411,9 +412,10 @@ class _Run:
     self._checkpoints.wait()
     if self._config.on_nan == 'stop' or rollbacks > _MOST_ROLLBACKS:
       or_else = ', or --on_nan=rollback' if self._config.on_nan == 'stop' else ''
+      task, phase, step = self._kept
       raise NotFinite(
-          f'{error} The last state before it is kept in {self._workdir / "checkpoints"}. A lower --learning_rate or'
-          f' --generator_learning_rate may help{or_else}.'
+          f'{error} The last state before it, {step} steps into phase {phase + 1} of task {task + 1}, is kept in'
+          f' {self._workdir / "checkpoints"}. A lower --learning_rate or --generator_learning_rate may help{or_else}.'
       ) from None
     self._progress.say(f'{error} Back to the last checkpoint, rollback {rollbacks} of {_MOST_ROLLBACKS}.')
     self._restore()
@@ -433,14 +435,14 @@ class _Run:
     shapes['coreset'] = self._coreset
     if self._method.dreams:
       shapes['generator'] = jax.eval_shape(self._programs.init_generator, place)
-    saved = self._checkpoints.restore(lambda record: {name: shapes[name] for name in Record(**record).holds})
+    saved = self._checkpoints.restore(lambda record: {name: shapes[name] for name in Record.read(record).holds})
     if saved is not None:
-      self._record = Record(**saved[0])
+      self._record = Record.read(saved[0])
       self._coreset = saved[1].pop('coreset', None)  # which stays with the host
       restored = put(saved[1])
       self._student = restored['student']
       self._teacher, self._before, self._generator = map(restored.get, ('teacher', 'before', 'generator'))
-      task, phase, step = self._record.place
+      task, phase, step = self._kept = self._record.place
       self._progress.say(f'Resuming after {task} tasks, {phase} phases and {step} steps.')
     self._log.rewind(self._record.place)
 

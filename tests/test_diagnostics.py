@@ -249,7 +249,7 @@ def test_a_method_without_synthetic_images_has_none(abd, tmp_path):
     (lambda folder: _shorten(folder, 1), 'has learned one task'),
     (lambda folder: _shorten(folder, 3), 'goes on beyond its results.json'),
     (lambda folder: (folder / 'checkpoints').rename(folder / 'elsewhere'), 'holds no checkpoints of a run'),
-    (lambda folder: _forge(folder), 'number [0-9]+, that is not what was written'),
+    (lambda folder: _forge(folder), 'cannot be read .checkpoint [0-9]+ is not what was written.'),
 ])
 def test_what_is_no_finished_run_is_said_so(abd, tmp_path, change, sentence):
   for name in ('results.json', 'flags.txt', 'metrics.jsonl'):

@@ -1,22 +1,32 @@
 """What goes wrong in a run: it is caught at once, said in a sentence, and nothing worse is kept than was there."""
 
+import contextlib
 import dataclasses
+import errno
 import json
+import os
+import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import chex
 import jax
 import numpy as np
 import pytest
 
-from abd_jax import config, data, train
+from abd_jax import config, damage, data, train
+from abd_jax.calls import Call, check_finite
 from abd_jax.checkpoint import Checkpoints
 from abd_jax.config import with_values
 from abd_jax.errors import NotFinite, UserError
-from abd_jax.workdir import hold_workdir
+from abd_jax.metrics_log import MetricsLog
+from abd_jax.small_run import contents
+from abd_jax.workdir import claim_workdir, hold_workdir
 from tests.test_train import final_states
 
 TINY = with_values(
@@ -85,6 +95,144 @@ def test_a_record_edited_by_hand_is_not_believed(tmp_path):
   again.close()
 
 
+@pytest.fixture(scope='module')
+def half(dataset, tmp_path_factory):
+  """A run that ended after its first task."""
+  workdir = tmp_path_factory.mktemp('half')
+  train.run(with_values(TINY, {'stop_after_task': 1}), workdir, dataset)
+  return workdir
+
+
+@pytest.mark.parametrize('fault', damage.DAMAGES)
+def test_what_is_damaged_is_done_without(fault, whole, half, dataset, tmp_path):
+  workdir = shutil.copytree(half, tmp_path / 'run')
+  damage.DAMAGES[fault](workdir, random.Random(1))
+  resumed = train.run(TINY, workdir, dataset)
+  assert resumed.accuracy_matrix == whole[1].accuracy_matrix
+  chex.assert_trees_all_equal(final_states(workdir), final_states(whole[0]))
+
+
+@pytest.mark.parametrize('version, said', [('newer', 'its record has temperature'), ('older', 'its record lacks step')])
+def test_a_checkpoint_of_another_version_is_refused_and_nothing_is_touched(version, said, half, dataset, tmp_path):
+  workdir = shutil.copytree(half, tmp_path / 'run')
+  damage.of_another_version(workdir, damage.VERSIONS[version])
+  claim_workdir(dataclasses.replace(TINY, dataset=dataset.name, workdir=str(workdir)), workdir)
+  before = contents(workdir)
+  with pytest.raises(UserError, match=f'^Checkpoint .* was written by another version of abd_jax .{said}.: go on with'):
+    train.run(TINY, workdir, dataset)
+  assert contents(workdir) == before
+
+
+def test_states_of_another_version_are_refused(tmp_path):
+  kept = Checkpoints(tmp_path, 60)
+  kept.save({'a': np.arange(3.0)}, {})
+  kept.wait()
+  for like, said in (
+      ({'a': jax.ShapeDtypeStruct((4,), 'float64')}, r'it holds a float64\[3\]'),
+      ({'a': jax.ShapeDtypeStruct((3,), 'float64'), 'b': jax.ShapeDtypeStruct((), 'int32')}, r'it lacks b int32\[\]'),
+  ):
+    with pytest.raises(UserError, match=f'another version of abd_jax .{said}.: go on with that one'):
+      kept.restore(lambda record, like=like: like)
+  kept.close()
+
+
+# A disk that is full
+
+
+@contextlib.contextmanager
+def no_file_beyond(size):
+  """Lets the system refuse to write more than so many bytes to a file of this process."""
+  _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def test_a_checkpoint_that_the_disk_refuses_is_a_sentence_and_leaves_the_one_before(tmp_path):
+  states = {'a': np.arange(1000.0)}
+  kept = Checkpoints(tmp_path, 60)
+  kept.save(states, {'number': 1})
+  kept.wait()
+  with no_file_beyond(100), pytest.raises(UserError) as refusal:
+    kept.save(states, {'number': 2})
+    kept.wait()
+  folder = tmp_path / 'checkpoints'
+  assert str(refusal.value) == (
+      f'A checkpoint cannot be written to {folder} (File too large). The one before it is kept: make room, and the same'
+      ' command goes on from there.'
+  )
+  kept.close()
+  again = Checkpoints(tmp_path, 60)
+  record, _ = again.restore(lambda record: states)
+  assert record == {'number': 1}
+  again.save(states, {'number': 3})
+  again.wait()
+  assert again.restore(lambda record: states)[0] == {'number': 3}
+  again.close()
+
+
+def test_a_disk_that_refuses_once_is_asked_again(tmp_path, monkeypatch):
+  states, asked = {'a': np.arange(10.0)}, []
+  kept = Checkpoints(tmp_path, 60)
+  save = kept._manager.save
+
+  def busy(number, args):
+    asked.append(number)
+    if len(asked) == 1:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return save(number, args=args)
+
+  monkeypatch.setattr(kept._manager, 'save', busy)
+  kept.save(states, {'number': 1})
+  kept.wait()
+  assert asked == [1, 2] and kept.restore(lambda record: states)[0] == {'number': 1}
+  kept.close()
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='Linux has a device that is always full')
+@pytest.mark.parametrize('name', ['flags.txt', 'results.json', 'report.html'])
+def test_a_full_disk_under_a_file_of_a_run_is_a_sentence_and_the_run_goes_on_later(
+    name, whole, dataset, tmp_path, capsys
+):
+  (tmp_path / f'{name}.partial').symlink_to('/dev/full')
+  sentence = f'{tmp_path / name} cannot be written: No space left on device.'
+  if name == 'report.html':  # which is not worth a run
+    train.run(TINY, tmp_path, dataset)
+    assert f'No report.html: {sentence}' in capsys.readouterr().out
+  else:
+    with pytest.raises(UserError) as refusal:
+      train.run(TINY, tmp_path, dataset)
+    assert str(refusal.value) == sentence
+    assert not list(tmp_path.glob('*.partial'))
+  assert train.run(TINY, tmp_path, dataset).accuracy_matrix == whole[1].accuracy_matrix
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='Linux has a device that is always full')
+def test_a_full_disk_under_the_log_is_a_sentence():
+  with pytest.raises(UserError, match='^/dev/full cannot be written: No space left on device.$'):
+    MetricsLog('/dev/full').write((0, 0, 1), loss=1.0)
+
+
+def test_a_log_whose_end_is_no_text_is_read_to_there(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_bytes(b'{"at": [0, 0, 8]}\n{"at": [1, 0, 3]}\n\xff\xfe{"at"\n{"at": [2, 0, 1]}\n')
+  assert MetricsLog(tmp_path / 'metrics.jsonl').read() == [{'at': [0, 0, 8]}, {'at': [1, 0, 3]}]
+
+
+# The clock on the wall
+
+
+def test_a_clock_that_jumps_changes_nothing(whole, dataset, tmp_path, monkeypatch):
+  clock = time.time
+  hour = lambda: 3600 * random.Random(int(2 * time.monotonic())).choice([-1, 0, 1])  # noqa: E731  (for half a second)
+  monkeypatch.setattr(time, 'time', lambda: clock() + hour())
+  results = train.run(TINY, tmp_path, dataset)
+  assert results.accuracy_matrix == whole[1].accuracy_matrix
+  assert 0 < results.seconds['total'] < 600 and min(results.seconds.values()) >= 0
+  chex.assert_trees_all_equal(final_states(tmp_path), final_states(whole[0]))
+
+
 # Numbers that are none
 
 
@@ -112,8 +260,19 @@ def test_states_that_are_not_finite_are_never_written(tmp_path):
   kept.close()
 
 
-def _fails_at(monkeypatch, task, step, times):
-  """Lets a step's loss be no number, so many times."""
+def test_of_several_figures_those_are_named_that_led_the_loss_astray():
+  metrics = {'content': [1.0, 2.0, 3.0], 'loss': [1.0, np.nan, np.nan], 'statistics': [1.0, np.inf, 1.0]}
+  metrics = {name: np.array(values, np.float32) for name, values in metrics.items()}
+  # The first step of the call is the run's sixth: its second, the seventh, is the first to have gone astray.
+  with pytest.raises(NotFinite, match='^Task 2, inversion, step 7: statistics is inf.$'):
+    check_finite([Call(metrics, 3, 5)], 1, 'inversion')
+  with pytest.raises(NotFinite, match='^Task 2, inversion, step 8: loss is nan.$'):
+    check_finite([Call({name: values[2:] for name, values in metrics.items()}, 1, 7)], 1, 'inversion')
+  check_finite([Call(metrics, 1, 5)], 1, 'inversion')  # of which only the first counts
+
+
+def fails_at(monkeypatch, task, step, times, figure='loss'):
+  """Lets a figure of a step be no number, so many times."""
   learn, left = train._Run._loop, [times]
 
   def loop(self, task_, name, total, epoch_steps, steps_per_call, advance):
@@ -121,7 +280,7 @@ def _fails_at(monkeypatch, task, step, times):
       metrics = advance(step_, count)
       if (task_, step_) == (task, step) and left[0]:
         left[0] -= 1
-        metrics = {**metrics, 'loss': np.full_like(metrics['loss'], np.nan)}
+        metrics = {**metrics, figure: np.full_like(metrics[figure], np.nan)}
       return metrics
 
     learn(self, task_, name, total, epoch_steps, steps_per_call, failing)
@@ -131,7 +290,7 @@ def _fails_at(monkeypatch, task, step, times):
 
 def test_rollback_goes_on_from_the_last_checkpoint_with_other_draws(whole, dataset, tmp_path, monkeypatch):
   workdir, results = whole
-  _fails_at(monkeypatch, task=1, step=5, times=1)
+  fails_at(monkeypatch, task=1, step=5, times=1)
   rescued = train.run(dataclasses.replace(TINY, on_nan='rollback'), tmp_path, dataset)
   lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   (back,) = [line for line in lines if 'rollback' in line]
@@ -143,7 +302,7 @@ def test_rollback_goes_on_from_the_last_checkpoint_with_other_draws(whole, datas
 
 
 def test_rollback_gives_up_after_the_third(dataset, tmp_path, monkeypatch):
-  _fails_at(monkeypatch, task=0, step=3, times=4)
+  fails_at(monkeypatch, task=0, step=3, times=4)
   with pytest.raises(NotFinite, match='Task 1, learn, step 4: loss is nan. .*_learning_rate may help[.]$'):
     train.run(dataclasses.replace(TINY, on_nan='rollback'), tmp_path, dataset)
   # A run that may not roll back is the same run: it goes on where that one stood.
@@ -182,3 +341,23 @@ def test_sigterm_during_a_compilation_does_not_wait_for_its_end():
   assert time.monotonic() - told < 10
   assert (run.returncode, output) == (75, 'saved\n')
   assert error == 'Told to stop: the same command goes on from the last checkpoint.\n'
+
+
+IS_BUSY_FOR_LONG = """
+import time
+from abd_jax import stopping
+
+stopping._PATIENCE = 0.5
+with stopping.StopSignal() as stop:
+  stop.wait_for_save = lambda: print('saved', flush=True)
+  print('busy', flush=True)
+  time.sleep(60)  # which goes on after a signal
+"""
+
+
+def test_sigterm_does_not_wait_for_long_whatever_the_run_is_at():
+  run = subprocess.Popen([sys.executable, '-c', IS_BUSY_FOR_LONG], text=True, stdout=subprocess.PIPE)
+  assert run.stdout.readline() == 'busy\n'
+  run.send_signal(signal.SIGTERM)
+  output, _ = run.communicate(timeout=30)
+  assert (run.returncode, output) == (75, 'saved\n')

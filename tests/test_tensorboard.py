@@ -14,6 +14,7 @@ from abd_jax.metrics_log import MetricsLog, StepCounter
 from abd_jax.pictures import load_synthetic
 from abd_jax.stopping import Preempted
 from abd_jax.tensorboard import EventFiles
+from tests.test_faults import no_file_beyond
 from tests.test_train import TINY, StopAfter
 
 SHORT = with_values(TINY, dict(num_classes=4, num_tasks=2, tensorboard=True))
@@ -105,6 +106,14 @@ def test_what_a_run_goes_back_over_is_written_once(tmp_path):
   log.write((0, 0, 8), task=1, phase='learn', epoch=2, steps=4, loss=0.5)
   log.close()
   assert scalars(read(tmp_path)) == {'learn/loss': [(4, 1.0), (8, 0.5)]}
+
+
+def test_a_full_disk_is_a_sentence_and_nothing_is_waited_for(tmp_path):
+  events = EventFiles(tmp_path)
+  events.rewind([])
+  with no_file_beyond(200), pytest.raises(UserError, match='tensorboard cannot be written: File too large.$'):
+    for step in range(100):
+      events.add({'at': [0, 0, step], 'task': 1, 'phase': 'learn', 'loss': 1.0})
 
 
 def test_no_tensorflow_is_loaded(run):

@@ -34,7 +34,8 @@ def dataset():
 
 def final_states(workdir):
   """The arrays of a finished run's last checkpoint, by path."""
-  folder = max((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+  whole = [path for path in (workdir / 'checkpoints').iterdir() if path.name.isdecimal()]  # not what was being written
+  folder = max(whole, key=lambda path: int(path.name))
   import orbax.checkpoint as ocp
 
   return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(folder.resolve() / 'states'))
