@@ -348,8 +348,7 @@ import time
 from abd_jax import stopping
 
 stopping._PATIENCE = 0.5
-with stopping.StopSignal() as stop:
-  stop.wait_for_save = lambda: print('saved', flush=True)
+with stopping.StopSignal() as stop, stop.after(lambda: print('saved', flush=True)):
   print('busy', flush=True)
   time.sleep(60)  # which goes on after a signal
 """
