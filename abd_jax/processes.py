@@ -1,15 +1,19 @@
 """Several processes as one run: they meet at the start, and the first of them alone keeps the files."""
 
 import json
+import time
 
 import jax
 import numpy as np
+from jax._src import distributed  # what the processes met at: there is no public way to leave a word there
 from jax.experimental import multihost_utils
 
 from abd_jax.errors import UserError
 
 # Seconds that a process waits at its end for one that does not come, since it failed.
 _PATIENCE = 60
+# Where one that cannot wait for the others to be asked says that it ends.
+_ENDS = 'abd_jax_ends'
 
 
 def join(how):
@@ -69,3 +73,21 @@ def on_any(flag):
   if jax.process_count() == 1:
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+def announce_end():
+  """Tells the others, whatever they are at, that this process ends at once."""
+  if (client := distributed.global_state.client) is not None and not end_announced():
+    client.key_value_set(f'{_ENDS}/{distributed.global_state.process_id}', 'now')
+
+
+def end_announced():
+  """Whether one of several processes ends at once, so that all have to."""
+  client = distributed.global_state.client
+  return client is not None and bool(client.key_value_dir_get(_ENDS))
+
+
+def let_others_end():
+  """Waits as long as the others need to hear of it: without the first process they cannot end in peace."""
+  if distributed.global_state.client is not None:
+    time.sleep(0.5 if distributed.global_state.process_id else 2.0)

@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
 import time
 
+from abd_jax import processes
 from abd_jax.parallel import compiling
 
 
@@ -27,7 +29,7 @@ class StopSignal:
   Python handles no signal while a compilation keeps it, which may last longer than a machine about to go: a thread
   listens then. Phases are saved before their steps are compiled, so it loses nothing when it ends the process. It does
   so too when what the run is at takes `_PATIENCE`, a step as well as an evaluation or the reading of a data set: the
-  last checkpoint is there.
+  last checkpoint is there. Of several processes it ends all.
   """
 
   def __init__(self):
@@ -58,16 +60,25 @@ class StopSignal:
     return self
 
   def _listen(self, heard):
+    told = None
     with os.fdopen(heard, 'rb', buffering=0) as numbers:
-      while (number := numbers.read(1)) and number[0] != signal.SIGTERM:
-        pass
-    told = time.monotonic()
-    while number and not self._left.wait(0.1):
-      if compiling() or time.monotonic() - told > _PATIENCE:
-        for wait in self._waits:
-          wait()
-        print('Told to stop: the same command goes on from the last checkpoint.', file=sys.stderr, flush=True)
-        os._exit(Preempted().code)
+      while not self._left.is_set():
+        if select.select([numbers], [], [], 0.2)[0]:
+          number = numbers.read(1)
+          if number and number[0] == signal.SIGTERM:
+            told = told or time.monotonic()
+        if told and not self._left.is_set() and (compiling() or time.monotonic() - told > _PATIENCE):
+          processes.announce_end()
+          self._end()
+        if processes.end_announced():
+          self._end()
+
+  def _end(self):
+    for wait in self._waits:
+      wait()
+    processes.let_others_end()
+    print('Told to stop: the same command goes on from the last checkpoint.', file=sys.stderr, flush=True)
+    os._exit(Preempted().code)
 
   def __exit__(self, *exception):
     if self._previous is not None:

@@ -6,23 +6,29 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from abd_jax import config, processes, train
 from abd_jax.errors import UserError
+from tests.test_faults import COMPILES_FOR_LONG
 from tests.test_train import TINY
 
 ROOT = Path(__file__).parent.parent
 SMALL = config.with_values(TINY, dict(stop_after_task=2, checkpoint_seconds=0.0))
 
 
-def start(workdirs, *more):
-  """A run of SMALL by two processes, each with a folder of its own, as on machines that share no disk."""
+def meeting_place():
   with socket.socket() as free:
     free.bind(('localhost', 0))
-    address = f'localhost:{free.getsockname()[1]}'
+    return f'localhost:{free.getsockname()[1]}'
+
+
+def start(workdirs, *more):
+  """A run of SMALL by two processes, each with a folder of its own, as on machines that share no disk."""
+  address = meeting_place()
   workdirs[0].parent.mkdir(exist_ok=True)
   flagfile = workdirs[0].parent / 'small.flags'
   flagfile.write_text(config.to_flagfile(SMALL))
@@ -68,6 +74,24 @@ def test_two_processes_stop_together_resume_and_end_where_one_ends(tmp_path):
   assert results['accuracy_after_task'] == pytest.approx(whole.accuracy_after_task, abs=5)
   # flags.txt replays the run on one machine.
   assert '--distributed=\n' in (workdirs[0] / 'flags.txt').read_text()
+
+
+@pytest.mark.parametrize('told', [0, 1])
+def test_a_process_told_to_stop_while_all_compile_ends_all(told):
+  address = meeting_place()
+  program = f'import sys\nfrom abd_jax import processes\nprocesses.join(sys.argv[1])\n{COMPILES_FOR_LONG}'
+  run = [
+      subprocess.Popen(
+          [sys.executable, '-c', program, f'{address},2,{i}'], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+      )
+      for i in range(2)
+  ]
+  assert [process.stdout.readline() for process in run] == ['compiling\n'] * 2
+  run[told].send_signal(signal.SIGTERM)
+  since = time.monotonic()
+  codes, said, errors = finish(run)
+  assert codes == [75, 75] and said == ('saved\n', 'saved\n'), errors
+  assert time.monotonic() - since < 10
 
 
 def test_what_the_first_process_refuses_ends_both_with_its_sentence(tmp_path):
