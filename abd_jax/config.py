@@ -12,10 +12,12 @@ from typing import Any
 
 from absl import flags
 
+from abd_jax import flagfiles
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.methods.abd import ABLATIONS
 from abd_jax.models import GENERATORS, STUDENTS
+from abd_jax.written import check_kind
 
 
 def _field(default, text, *, choices=None, at_least=None, above=None, identity=True):
@@ -145,18 +147,18 @@ class Config:
   hparams: Hyperparameters = Hyperparameters()
 
   def __post_init__(self):
-    for seed in (self.seed, *self.seeds):
-      if seed >= 2**31:
-        raise UserError(f'--seed={seed} must be below 2147483648.')
+    for leaf in leaves(self):
+      _check(leaf)
     if len(set(self.seeds)) < len(self.seeds):
       raise UserError(f'--seeds={text_of(self.seeds)} names a seed twice.')
     if self.stop_after_task > self.num_tasks:
       raise UserError(f'--stop_after_task={self.stop_after_task} is more than --num_tasks={self.num_tasks}.')
-    for leaf in leaves(self):
-      _check(leaf)
     # The method is one name here: launching splits a list into runs.
-    for name in self.method.split(','):
+    names = self.method.split(',')
+    for name in names:
       _check_choice('method', name, METHODS)
+    if len(set(names)) < len(names):
+      raise UserError(f'--method={self.method} names a method twice.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,10 +216,16 @@ def _check_choice(name, value, choices):
 
 
 def _check(leaf):
-  metadata = leaf.field.metadata
+  metadata, kind = leaf.field.metadata, type(leaf.field.default)
+  check_kind(leaf.value, kind, f'--{leaf.name}=')
+  whole = {int: (leaf.value,), tuple: leaf.value}.get(kind, ())
+  if any(value >= 2**31 for value in whole):  # arrays hold them in 32 bits
+    raise UserError(f'--{leaf.name}={text_of(leaf.value)} must be below 2147483648.')
+  if kind is tuple and min(whole, default=0) < 0:
+    raise UserError(f'--{leaf.name}={text_of(leaf.value)} must be at least 0.')
   if metadata['choices'] and leaf.name != 'method':
     _check_choice(leaf.name, leaf.value, metadata['choices'])
-  if isinstance(leaf.value, float) and not math.isfinite(leaf.value):
+  if kind is float and not math.isfinite(leaf.value):
     raise UserError(f'--{leaf.name}={leaf.value} must be a finite number.')
   if metadata['at_least'] is not None and not leaf.value >= metadata['at_least']:
     raise UserError(f'--{leaf.name}={leaf.value} must be at least {metadata["at_least"]}.')
@@ -290,11 +298,12 @@ def from_flagfile(path):
   Raises:
     UserError: the file cannot be read as one.
   """
+  flagfiles.check([f'--flagfile={Path(path)}'])
   flag_values = flags.FlagValues()
   define_flags(flag_values=flag_values)
   try:
     _, *rest = flag_values(['', f'--flagfile={Path(path)}'])
-  except (flags.Error, UnicodeDecodeError) as error:
+  except flags.Error as error:
     raise UserError(f'{path} is not a flagfile of this version: {error}.') from None
   if rest:
     raise UserError(f'{path} is not a flagfile: {rest[0]} is not written --name=value.')
