@@ -6,6 +6,7 @@ from pathlib import Path
 
 from abd_jax import processes
 from abd_jax.workdir import write_whole
+from abd_jax.written import is_of
 
 
 class MetricsLog:
@@ -16,13 +17,16 @@ class MetricsLog:
     self._path, self._mirrors = Path(path), mirrors
 
   def read(self):
-    """The lines as dicts, to the first that the process died over while it wrote."""
+    """The lines as dicts, to the first that is none of ours: mostly one that the process died over while it wrote."""
     found = []
-    for line in self._path.read_text().splitlines() if self._path.exists() else ():
+    for content in self._path.read_bytes().splitlines() if self._path.exists() else ():
       try:
-        found.append(json.loads(line))
-      except ValueError:
+        line = json.loads(content)
+      except (ValueError, RecursionError):
         break
+      if not _is_ours(line):
+        break
+      found.append(line)
     return found
 
   def rewind(self, place):
@@ -45,6 +49,16 @@ class MetricsLog:
   def close(self):
     for mirror in self._mirrors:
       mirror.close()
+
+
+def _is_ours(line):
+  """Whether it has a place in the run, and numbers where it has a phase's figures."""
+  if not isinstance(line, dict) or not is_of(line.get('at'), tuple) or len(line['at']) != 3:
+    return False
+  if 'phase' not in line:
+    return True
+  figures = figures_of(line).values()
+  return is_of(line['phase'], str) and is_of(line.get('task'), int) and all(is_of(value, float) for value in figures)
 
 
 class StepCounter:

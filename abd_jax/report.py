@@ -11,12 +11,12 @@ that is known of the runs.
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 
 from abd_jax import pages, tables, upper_bounds
 from abd_jax.errors import UserError
 from abd_jax.results import Results
 from abd_jax.workdir import write_whole
+from abd_jax.written import place
 
 FORMATS = {'markdown': tables.markdown, 'latex': tables.latex, 'csv': tables.to_csv}
 
@@ -27,7 +27,7 @@ def _load_all(path):
   Raises:
     UserError: there are none.
   """
-  path = Path(path).expanduser()
+  path = place(path)
   if not path.is_dir():
     # Without the run's flags beside it a results.json was kept apart from the rest.
     return [pages.Run(Results.load(path), path.parent if (path.parent / 'flags.txt').exists() else None)]
@@ -59,7 +59,7 @@ def _with_omega(runs):
 
 def _write(path, text):
   try:
-    write_whole(Path(path).expanduser(), text)
+    write_whole(place(path, '--html='), text)
   except OSError as error:
     raise UserError(f'--html={path} cannot be written: {error.strerror}.') from None
 

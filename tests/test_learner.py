@@ -301,7 +301,7 @@ def redescribe(folder, **changes):
     (lambda folder: next(folder.glob('*.npz')).unlink(), 'cannot be read: No such file'),
     (damage_weights, 'is damaged: its SHA-256 is not the one in model.json'),
     (lambda folder: redescribe(folder, format=2), 'was saved in format 2'),
-    (lambda folder: redescribe(folder, weights='../x.npz'), 'names weights outside its directory'),
+    (lambda folder: redescribe(folder, weights='../x.npz'), 'names ../x.npz, which is no file of weights'),
     (lambda folder: redescribe(folder, tasks=[['cat', 'dog'], ['cat']]), 'Class names must differ: cat comes twice'),
     (lambda folder: redescribe(folder, preprocessing={}), 'its description is not one'),
     (lambda folder: redescribe(folder, config={'student': 'resnet20', 'image_size': 8}),

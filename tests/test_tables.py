@@ -136,10 +136,11 @@ def test_seconds_a_batch_and_memory_as_the_paper_counts_it():
 
 def test_report_pairs_runs_with_their_upper_bound(tmp_path, capsys):
   # Halves and quarters of the upper bound over two tasks: (1/2 + 1/4) / 2.
-  bound = run_of('upper_bound', 0, accuracy_after_task=[80.0, 80.0])
+  two_tasks = dict.fromkeys(('accuracy_matrix', 'accuracy_matrix_local'), [[50.0, None], [50.0, 50.0]])
+  bound = run_of('upper_bound', 0, accuracy_after_task=[80.0, 80.0], **two_tasks)
   bound.save(tmp_path / 'bound.json')
-  run_of('base', 0, accuracy_after_task=[40.0, 20.0]).save(tmp_path / 'base.json')
-  other = run_of('abd', 1, accuracy_after_task=[40.0, 20.0])
+  run_of('base', 0, accuracy_after_task=[40.0, 20.0], **two_tasks).save(tmp_path / 'base.json')
+  other = run_of('abd', 1, accuracy_after_task=[40.0, 20.0], **two_tasks)
   dataclasses.replace(other, class_order=other.class_order[::-1]).save(tmp_path / 'abd.json')
   paths = [str(tmp_path / f'{name}.json') for name in ('bound', 'base', 'abd')]
   assert report.main([*paths, '--metrics=omega']) == 0
