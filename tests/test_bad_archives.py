@@ -1,6 +1,7 @@
 """npz files and archives that are not as they should be, and the sentence that each is refused with."""
 
 import contextlib
+import gzip
 import io
 import tarfile
 import unittest.mock
@@ -159,6 +160,13 @@ def tar_with(*members):
   return content.getvalue()
 
 
+def of_size(size):
+  """A compressed tar of a file that says it has so many bytes, and has none."""
+  member = tarfile.TarInfo('large')
+  member.size = size
+  return gzip.compress(member.tobuf() + bytes(1024))
+
+
 def of_link(target):
   return tar_with(('cifar-100-binary/train.bin', target, tarfile.SYMTYPE))
 
@@ -203,6 +211,10 @@ ARCHIVES = {
     'a name outside': (
         lambda: tar_with(('../../train.bin', b'', tarfile.REGTYPE)),
         ARCHIVE + ' is not the CIFAR-100 binary archive: it has no cifar-100-binary/fine_label_names.txt.',
+    ),
+    'a terabyte that is not there': (
+        lambda: of_size(10**12),
+        ARCHIVE + ' is not the CIFAR-100 binary archive: it unpacks to twice as much and more.',
     ),
     # 60 records of 3,074 bytes and 10,000 of names, twice: 388,880 bytes. These are a million in 1 kB.
     'a bomb': (

@@ -88,13 +88,26 @@ def _prepare(data_dir, verify_checksum):
     _download(archive)
   if verify_checksum:
     _check_sha256(archive)
+  _builder_class()(*read_archive(archive), data_dir=data_dir, file_format='array_record').download_and_prepare()
+
+
+def read_archive(archive):
+  """What the binary archive holds.
+
+  Returns:
+    ({'train', 'test': u8[M, 3074]}, names, coarse_names); a record is coarse label, label, and planes of red, green and
+    blue.
+
+  Raises:
+    UserError: it is damaged, or another archive.
+  """
   sizes = {f'{split}.bin': count * _RECORD for split, count in _SIZES.items()}
   members = _read_members(archive, {'fine_label_names.txt': None, 'coarse_label_names.txt': None, **sizes})
   names, coarse_names = (_names(archive, members, kind) for kind in ('fine', 'coarse'))
   if len(names) != 100 or len(coarse_names) != 20:
     raise UserError(f'{archive} names {len(names)} classes and {len(coarse_names)} groups: CIFAR-100 has 100 and 20.')
   records = {split: _records(archive, split, members[f'{split}.bin']) for split in _SIZES}
-  _builder_class()(records, names, coarse_names, data_dir=data_dir, file_format='array_record').download_and_prepare()
+  return records, names, coarse_names
 
 
 def _download(archive):
@@ -135,15 +148,17 @@ class _Bounded:
   """What an archive unpacks to, in the one direction in which it is read, to twice what CIFAR-100 has."""
 
   def __init__(self, file, archive):
-    self._file, self._archive = file, archive
-    self._left = 2 * (sum(_SIZES.values()) * _RECORD + _MOST_NAMES)
+    self._file, self._archive, self._read = file, archive, 0
 
   def read(self, size):
     block = self._file.read(size)
-    self._left -= len(block)
-    if self._left < 0:
-      raise UserError(f'{self._archive} is not the CIFAR-100 binary archive: it unpacks to twice as much and more.')
+    self._read += len(block)
+    self.check(self._read)
     return block
+
+  def check(self, size):
+    if size > 2 * (sum(_SIZES.values()) * _RECORD + _MOST_NAMES):
+      raise UserError(f'{self._archive} is not the CIFAR-100 binary archive: it unpacks to twice as much and more.')
 
 
 def _read_members(archive, sizes):
@@ -153,8 +168,9 @@ def _read_members(archive, sizes):
   """
   found = {}
   try:
-    with gzip.open(archive) as file, tarfile.open(fileobj=_Bounded(file, archive), mode='r|') as tar:
+    with gzip.open(archive) as file, tarfile.open(fileobj=(bounded := _Bounded(file, archive)), mode='r|') as tar:
       for member in tar:
+        bounded.check(member.size)  # before tarfile looks for the end of a terabyte that is not there
         name = member.name.removeprefix('cifar-100-binary/')
         if name == member.name or name not in sizes:
           continue
