@@ -247,7 +247,7 @@ def text_of(value):
   return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def define_flags(defaults=Config(), flag_values=flags.FLAGS, names=None):  # noqa: B008  (frozen: safe to share)
+def define_flags(defaults=Config(), flag_values=flags.FLAGS, names=None):
   """Defines a flag for every leaf of `Config`, or those of `names`, with the values in `defaults` as its defaults."""
   for leaf in leaves(defaults):
     if names is not None and leaf.name not in names:
@@ -263,7 +263,7 @@ def define_flags(defaults=Config(), flag_values=flags.FLAGS, names=None):  # noq
     define(leaf.name, default, text, flag_values=flag_values, module_name=sys.argv[0])
 
 
-def config_from_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008
+def config_from_flags(defaults=Config(), flag_values=flags.FLAGS):
   """The config that the parsed flags describe.
 
   Raises:
@@ -272,7 +272,7 @@ def config_from_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008
   return with_values(defaults, {leaf.name: _value(leaf, flag_values) for leaf in leaves(defaults)})
 
 
-def given_on_command_line(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008
+def given_on_command_line(defaults=Config(), flag_values=flags.FLAGS):
   """{leaf's name: value} of the defined flags that were given a value, be it the default's.
 
   Raises:

@@ -94,7 +94,7 @@ def generator_from_torch(state_dict: Mapping[str, np.ndarray]):
   """
   weights = _Weights(state_dict, 'the CIFAR generator')
   stem_width = len(weights['conv_blocks0.0.weight'])
-  side = int(round((len(weights['l1.0.bias']) / stem_width) ** 0.5))
+  side = round((len(weights['l1.0.bias']) / stem_width) ** 0.5)
   by_pixel = np.arange(stem_width * side * side).reshape(stem_width, side, side).transpose(1, 2, 0).ravel()
   params = {'stem': {'kernel': weights['l1.0.weight'][by_pixel].T, 'bias': weights['l1.0.bias'][by_pixel]}}
   batch_stats = {}

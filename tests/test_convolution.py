@@ -31,7 +31,9 @@ def value_and_gradients(convolve, images, kernel):
 
 
 def assert_equal_to_xla(images, kernel, stride, padding):
-  ours = value_and_gradients(lambda x, w: convolution.conv_general_dilated(x, w, (stride, stride), padding), images, kernel)
+  ours = value_and_gradients(
+      lambda x, w: convolution.conv_general_dilated(x, w, (stride, stride), padding), images, kernel
+  )
   xla = value_and_gradients(lambda x, w: convolution._xla(x, w, stride, padding), images, kernel)
   for a, b in zip(ours, xla, strict=True):
     chex.assert_trees_all_close(a, b, atol=2e-6 * float(jnp.max(jnp.abs(b))), rtol=0)

@@ -230,7 +230,10 @@ def test_cifar100_prepared_by_stock_tfds_is_read_alike(tmp_path):
         for i, record in enumerate(RECORDS[split]):
           png = io.BytesIO()
           Image.fromarray(record[2:].reshape(3, 32, 32).transpose(1, 2, 0)).save(png, 'png')
-          yield i, {'id': f'{split}_{i:05d}', 'image': png.getvalue(), 'label': int(record[1]), 'coarse_label': int(record[0])}
+          coarse_label, label = map(int, record[:2])
+          yield i, {
+              'id': f'{split}_{i:05d}', 'image': png.getvalue(), 'label': label, 'coarse_label': coarse_label,
+          }
 
   Cifar100(data_dir=tmp_path, file_format='array_record').download_and_prepare()
   assert_is_the_small_archive(load('cifar100', tmp_path))
@@ -302,7 +305,7 @@ def test_an_archive_of_another_checksum_is_refused_unless_accepted(tmp_path, sma
     (lambda: b'not a tar', 'is truncated or not the CIFAR-100 binary archive'),
     (lambda: archive(**{'test.bin': None}), 'it has no cifar-100-binary/test.bin'),
     (lambda: archive(**{'train.bin': bytes(3074 * 39)}), 'train.bin has 119886 bytes, not 40 records of 3074.'),
-    (lambda: archive(**{'test.bin': bytes([255]) * 3074 * 20}), 'test.bin has labels beyond 20 groups and 100 classes.'),
+    (lambda: archive(**{'test.bin': b'\xff' * 3074 * 20}), 'test.bin has labels beyond 20 groups and 100 classes.'),
     (lambda: archive(**{'fine_label_names.txt': b'one two'}), 'names 2 classes and 20 groups'),
 ])
 def test_damaged_archives(tmp_path, small_archive, make, part):
@@ -323,7 +326,9 @@ def test_a_damaged_prepared_set_is_named(tmp_path, small_archive):
     load('cifar100', tmp_path)
 
 
-@pytest.mark.skipif('ABD_DATA_DIR' not in os.environ, reason='set ABD_DATA_DIR to a folder with CIFAR-100 to read the real one')
+@pytest.mark.skipif(
+    'ABD_DATA_DIR' not in os.environ, reason='set ABD_DATA_DIR to a folder with CIFAR-100 to read the real one'
+)
 def test_the_real_cifar100():
   dataset = load('cifar100', os.environ['ABD_DATA_DIR'], verify_checksum=False)
   assert np.bincount(dataset.train_labels).tolist() == [500] * 100

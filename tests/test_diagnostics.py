@@ -263,7 +263,8 @@ def test_what_is_no_finished_run_is_said_so(abd, tmp_path, change, sentence):
 def _shorten(folder, tasks):
   results = json.loads((folder / 'results.json').read_text())
   matrix = [[50.0] * (n + 1) + [None] * (tasks - n - 1) for n in range(tasks)]
-  changes = {'num_tasks': tasks, 'class_order': list(range(tasks)), 'class_names': [], 'accuracy_after_task': [50.0] * tasks}
+  changes = {'num_tasks': tasks, 'class_order': list(range(tasks)), 'class_names': []}
+  changes['accuracy_after_task'] = [50.0] * tasks
   changes |= dict.fromkeys(('accuracy_matrix', 'accuracy_matrix_local'), matrix)
   (folder / 'results.json').write_text(json.dumps({**results, **changes}))
 

@@ -88,7 +88,7 @@ def test_images_are_standardised_as_the_first_lesson_s_were(taught):
 
 
 def test_a_loaded_model_is_the_one_saved(taught):
-  folder, stages, _ = taught
+  _, stages, _ = taught
   (before, said_before), (after, said_after) = stages[-2:]
   assert (before.config, before.tasks, before.mean, before.std) == (after.config, after.tasks, after.mean, after.std)
   chex.assert_trees_all_equal(before.variables, after.variables)
