@@ -11,7 +11,7 @@ class Call(NamedTuple):
   """A call of a compiled step: metrics f32[L], of which the first `count` mean something; the first is of `step`."""
 
   metrics: dict
-  count: int
+  count: int  # type: ignore[assignment]  # the name of a method of every tuple, of no use here
   step: int
 
 

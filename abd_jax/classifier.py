@@ -167,7 +167,8 @@ class Classifier:
       UserError: the weights are not the network's, or the names or figures make no sense.
     """
     checked_names(self.class_names)
-    if len(self.mean) != len(self.std) or not all(spread > 0 for spread in self.std):
+    finite = np.isfinite([*self.mean, *self.std]).all()
+    if not finite or len(self.mean) != len(self.std) or not all(spread > 0 for spread in self.std):
       raise UserError('Mean and std must be as many numbers as images have channels, each std above 0.')
     model = self.networks().classifier
     like = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *self.image_shape)), train=False))
@@ -178,6 +179,9 @@ class Classifier:
             f'{self.config.student} has {path} {expected.get(path, "nowhere")}, and these weights have'
             f' {found.get(path, "none")}.'
         )
+    for path, array in flax.traverse_util.flatten_dict(self.variables, sep='/').items():
+      if not np.isfinite(array).all():
+        raise UserError(f'The weights {path} are not all finite numbers.')
     return self
 
   def save(self, path):
@@ -206,19 +210,20 @@ class Classifier:
     description, arrays = model_files.read(path)
     try:
       saved = {name: tuple(v) if isinstance(v, list) else v for name, v in description['config'].items()}
+      fixed = {name: saved[name] for name in FIXED}
       classifier = cls(with_settings(DEFAULTS, saved))
       if description['tasks']:
         mean, std = (tuple(map(float, description['preprocessing'][key])) for key in ('mean', 'std'))
-        tasks = tuple(tuple(names) for names in description['tasks'])
+        tasks = tuple(map(checked_names, description['tasks']))
         variables = flax.traverse_util.unflatten_dict(arrays, sep='/')
         classifier = cls(classifier.config, tasks, mean, std, variables).checked()
     except UserError as error:
       raise UserError(f'{path} is not a model of this version: {error}') from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise UserError(f'{path} is not a model of this version: its description is not one ({error!r}).') from None
-    for name in FIXED:
-      if settings.get(name, saved[name]) != saved[name]:
-        raise UserError(f'{path} is a model of {name}={saved[name]}, which cannot be changed to {settings[name]}.')
+    for name, value in fixed.items():
+      if settings.get(name, value) != value:
+        raise UserError(f'{path} is a model of {name}={value}, which cannot be changed to {settings[name]}.')
     return dataclasses.replace(classifier, config=with_settings(classifier.config, settings))
 
 

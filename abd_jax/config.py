@@ -12,10 +12,12 @@ from typing import Any
 
 from absl import flags
 
+from abd_jax import flagfiles
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.methods.abd import ABLATIONS
 from abd_jax.models import GENERATORS, STUDENTS
+from abd_jax.written import check_kind
 
 
 def _field(default, text, *, choices=None, at_least=None, above=None, identity=True):
@@ -122,8 +124,8 @@ class Config:
   image_size: int = _field(0, 'images are area-averaged down to so many pixels a side; 0: native', at_least=0)
   seed: int = _field(0, 'of class order, initialisation and data order', at_least=0)
   seeds: tuple[int, ...] = _field((), 'several, with commas: one run each', identity=False)
-  seeds_in: str = _field('auto', 'several seeds of a method: one_program: trained at once, each step one of all of them;'
-                         ' turns: one after the other; auto: turns on CPU, one_program elsewhere',
+  seeds_in: str = _field('auto', 'several seeds of a method: one_program: trained at once, each step one of all; turns:'
+                         ' one after the other; auto: turns on CPU, one_program elsewhere',
                          choices=('auto', 'one_program', 'turns'), identity=False)
   memory: int = _field(2000, 'old images that a method with a coreset keeps at most', at_least=1)
   student: str = _field('resnet32', 'the classifier', choices=tuple(STUDENTS))
@@ -158,18 +160,18 @@ class Config:
   hparams: Hyperparameters = Hyperparameters()
 
   def __post_init__(self):
-    for seed in (self.seed, *self.seeds):
-      if seed >= 2**31:
-        raise UserError(f'--seed={seed} must be below 2147483648.')
+    for leaf in leaves(self):
+      _check(leaf)
     if len(set(self.seeds)) < len(self.seeds):
       raise UserError(f'--seeds={text_of(self.seeds)} names a seed twice.')
     if self.stop_after_task > self.num_tasks:
       raise UserError(f'--stop_after_task={self.stop_after_task} is more than --num_tasks={self.num_tasks}.')
-    for leaf in leaves(self):
-      _check(leaf)
     # The method is one name here: launching splits a list into runs.
-    for name in self.method.split(','):
+    names = self.method.split(',')
+    for name in names:
       _check_choice('method', name, METHODS)
+    if len(set(names)) < len(names):
+      raise UserError(f'--method={self.method} names a method twice.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,10 +229,16 @@ def _check_choice(name, value, choices):
 
 
 def _check(leaf):
-  metadata = leaf.field.metadata
+  metadata, kind = leaf.field.metadata, type(leaf.field.default)
+  check_kind(leaf.value, kind, f'--{leaf.name}=')
+  whole = {int: (leaf.value,), tuple: leaf.value}.get(kind, ())
+  if any(value >= 2**31 for value in whole):  # arrays hold them in 32 bits
+    raise UserError(f'--{leaf.name}={text_of(leaf.value)} must be below 2147483648.')
+  if kind is tuple and min(whole, default=0) < 0:
+    raise UserError(f'--{leaf.name}={text_of(leaf.value)} must be at least 0.')
   if metadata['choices'] and leaf.name != 'method':
     _check_choice(leaf.name, leaf.value, metadata['choices'])
-  if isinstance(leaf.value, float) and not math.isfinite(leaf.value):
+  if kind is float and not math.isfinite(leaf.value):
     raise UserError(f'--{leaf.name}={leaf.value} must be a finite number.')
   if metadata['at_least'] is not None and not leaf.value >= metadata['at_least']:
     raise UserError(f'--{leaf.name}={leaf.value} must be at least {metadata["at_least"]}.')
@@ -252,7 +260,7 @@ def text_of(value):
   return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def define_flags(defaults=Config(), flag_values=flags.FLAGS, names=None):  # noqa: B008  (frozen: safe to share)
+def define_flags(defaults=Config(), flag_values=flags.FLAGS, names=None):
   """Defines a flag for every leaf of `Config`, or those of `names`, with the values in `defaults` as its defaults."""
   for leaf in leaves(defaults):
     if names is not None and leaf.name not in names:
@@ -268,7 +276,7 @@ def define_flags(defaults=Config(), flag_values=flags.FLAGS, names=None):  # noq
     define(leaf.name, default, text, flag_values=flag_values, module_name=sys.argv[0])
 
 
-def config_from_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008
+def config_from_flags(defaults=Config(), flag_values=flags.FLAGS):
   """The config that the parsed flags describe.
 
   Raises:
@@ -277,7 +285,7 @@ def config_from_flags(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008
   return with_values(defaults, {leaf.name: _value(leaf, flag_values) for leaf in leaves(defaults)})
 
 
-def given_on_command_line(defaults=Config(), flag_values=flags.FLAGS):  # noqa: B008
+def given_on_command_line(defaults=Config(), flag_values=flags.FLAGS):
   """{leaf's name: value} of the defined flags that were given a value, be it the default's.
 
   Raises:
@@ -303,11 +311,12 @@ def from_flagfile(path):
   Raises:
     UserError: the file cannot be read as one.
   """
+  flagfiles.check([f'--flagfile={Path(path)}'])
   flag_values = flags.FlagValues()
   define_flags(flag_values=flag_values)
   try:
     _, *rest = flag_values(['', f'--flagfile={Path(path)}'])
-  except (flags.Error, UnicodeDecodeError) as error:
+  except flags.Error as error:
     raise UserError(f'{path} is not a flagfile of this version: {error}.') from None
   if rest:
     raise UserError(f'{path} is not a flagfile: {rest[0]} is not written --name=value.')

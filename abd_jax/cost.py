@@ -1,4 +1,4 @@
-"""What ABD on the paper's benchmarks takes on a machine, from the steps that `experiments/benchmark.py` has timed there.
+"""What ABD on the paper's benchmarks takes on a machine, from the steps that `experiments/benchmark.py` timed there.
 
 A run's time is that of its steps; evaluation and compilation are little beside them. Networks and image sizes that were
 not timed are taken to reach as many operations a second as the ones that were.

@@ -12,13 +12,14 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from abd_jax import config as config_lib
-from abd_jax import lockstep, pages, processes, tables, train, upper_bounds
+from abd_jax import flagfiles, lockstep, pages, processes, tables, train, upper_bounds
 from abd_jax.config import Config
 from abd_jax.data import load
 from abd_jax.errors import UserError
 from abd_jax.parallel import keep_compilations
 from abd_jax.stopping import StopSignal
 from abd_jax.workdir import check_workdir
+from abd_jax.written import place
 
 
 def runs_of(config):
@@ -29,7 +30,7 @@ def runs_of(config):
   runs = []
   for method in methods:
     for seed in seeds:
-      workdir = Path(config.workdir).expanduser()
+      workdir = place(config.workdir, '--workdir=')
       workdir = workdir / method / f'seed{seed}' if several else workdir
       one = dataclasses.replace(config, method=method, seed=seed, seeds=(), workdir=str(workdir))
       runs.append((one, workdir))
@@ -45,8 +46,9 @@ def start(define, do):
   def parse(arguments):
     define()
     try:
+      flagfiles.check(arguments[1:])
       return flags.FLAGS(arguments)
-    except flags.Error as error:
+    except (flags.Error, UserError) as error:
       _refuse(error)
 
   def main(arguments):
@@ -71,7 +73,7 @@ def launch(defaults: Config, do=None):
     if config.distributed:
       processes.join(config.distributed)
     if config.compilation_cache:
-      keep_compilations(Path(config.compilation_cache).expanduser())
+      keep_compilations(place(config.compilation_cache, '--compilation_cache='))
     jax.config.update('jax_debug_nans', config.debug_nans)
     (do or run_all)(config)
 

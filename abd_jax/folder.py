@@ -16,6 +16,7 @@ from abd_jax.data import folder
 from abd_jax.data.arrays import checked_names
 from abd_jax.errors import UserError
 from abd_jax.learner import Learner
+from abd_jax.written import place, shown
 
 
 def define_flags(flag_values=flags.FLAGS):
@@ -43,6 +44,7 @@ def run(arguments, asked=flags.FLAGS):
     Preempted: SIGTERM came; the same command goes on.
   """
   _check(asked, arguments)
+  asked.model = str(place(asked.model, '--model='))
   settings = config_lib.given_on_command_line(DEFAULTS, asked)
   known = model_files.exists(asked.model)
   if not known and not asked.train_dir:
@@ -77,7 +79,7 @@ def _read(files, model, asked):
   """
   images, readable, unreadable = folder.read_files(files, model.classifier.config.image_size)
   for path, reason in unreadable:
-    print(f'{path} cannot be read: {reason}.', file=sys.stderr)
+    print(f'{shown(path)} cannot be read: {shown(reason)}.', file=sys.stderr)
   if unreadable and not asked.skip_unreadable:
     raise UserError(f'{len(unreadable)} of {len(files)} files cannot be read: remove them, or pass --skip_unreadable.')
   if not len(images):
@@ -136,7 +138,8 @@ def _predict(model, paths, asked):
       print(json.dumps(said))
     return
   rows = [('file', 'class', 'probability')]
-  rows += [(f, n, f'{p:.3f}') for f, n, p in zip(files, found.names, found.probabilities.max(axis=1), strict=True)]
+  best = found.probabilities.max(axis=1)
+  rows += [(shown(f), n, f'{p:.3f}') for f, n, p in zip(files, found.names, best, strict=True)]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   for row in rows:
     print('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -10,13 +10,13 @@ import json
 import re
 import struct
 import sys
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
+from abd_jax import npz
 from abd_jax.data.sources import CIFAR100_MEAN, CIFAR100_STD
 from abd_jax.errors import UserError
 from abd_jax.models import STUDENTS, make_student
@@ -94,7 +94,7 @@ def generator_from_torch(state_dict: Mapping[str, np.ndarray]):
   """
   weights = _Weights(state_dict, 'the CIFAR generator')
   stem_width = len(weights['conv_blocks0.0.weight'])
-  side = int(round((len(weights['l1.0.bias']) / stem_width) ** 0.5))
+  side = round((len(weights['l1.0.bias']) / stem_width) ** 0.5)
   by_pixel = np.arange(stem_width * side * side).reshape(stem_width, side, side).transpose(1, 2, 0).ravel()
   params = {'stem': {'kernel': weights['l1.0.weight'][by_pixel].T, 'bias': weights['l1.0.bias'][by_pixel]}}
   batch_stats = {}
@@ -119,7 +119,10 @@ def read_arrays(path):
     UserError: it cannot be read as one, or PyTorch is missing.
   """
   path = Path(path)
-  readers = {'.pth': _read_torch, '.pt': _read_torch, '.safetensors': _read_safetensors, '.npz': _read_npz}
+  readers = {
+      '.pth': _read_torch, '.pt': _read_torch, '.safetensors': _read_safetensors,
+      '.npz': lambda path: npz.read(path, path),
+  }
   if path.suffix not in readers:
     raise UserError(f'{path} is not one of {", ".join(readers)}.')
   if not path.is_file():
@@ -145,14 +148,6 @@ def _read_torch(path):
     raise UserError(f'{path} cannot be read as a PyTorch state dict: {str(error).splitlines()[0]}.') from None
 
 
-def _read_npz(path):
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      return dict(file)
-  except (OSError, EOFError, ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-    raise UserError(f'{path} cannot be read as an npz file of plain arrays: {error}.') from None
-
-
 _SAFETENSORS = {'F64': '<f8', 'F32': '<f4', 'F16': '<f2', 'I64': '<i8', 'I32': '<i4'}
 
 
@@ -169,7 +164,7 @@ def _read_safetensors(path):
       flat = np.frombuffer(data[start:stop], _SAFETENSORS[said['dtype']])
       arrays[name] = flat.reshape(said['shape'])
     return arrays
-  except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+  except Exception as error:  # whatever it is that was no header
     raise UserError(f'{path} cannot be read as safetensors: {error!r}.') from None
 
 

@@ -11,23 +11,26 @@ Axes: N examples, K classes of the whole head, D features, H W C image.
 import chex
 import jax
 import jax.numpy as jnp
+from jax import Array
 
+# Of classes: a Python integer, or a traced one.
+Count = int | Array
 # Stands for minus infinity in a masked logit. It is finite, so that 0 * log 0 is 0 and not NaN.
 _MASKED = -1e30
 
 
-def classes_between(num_classes, start, stop):
+def classes_between(num_classes: int, start: Count, stop: Count) -> Array:
   """bool[K]: true for the classes start <= k < stop, either bound a Python or a traced integer."""
   classes = jnp.arange(num_classes)
   return (classes >= start) & (classes < stop)
 
 
-def mask_logits(logits_NK, start, stop):
+def mask_logits(logits_NK: Array, start: Count, stop: Count) -> Array:
   """f32[N, K]: the logits with every class outside start <= k < stop removed from any softmax or argmax."""
   return jnp.where(classes_between(logits_NK.shape[-1], start, stop), logits_NK, _MASKED)
 
 
-def batch_mean(values, axis=None, dimensions=0):
+def batch_mean(values: Array, axis: str | None = None, dimensions: int | tuple[int, ...] = 0) -> Array:
   """The mean over the rows of a batch.
 
   Args:
@@ -39,13 +42,13 @@ def batch_mean(values, axis=None, dimensions=0):
   return mean if axis is None else jax.lax.pmean(mean, axis)
 
 
-def _check_logits(logits_NK, labels_N):
+def _check_logits(logits_NK: Array, labels_N: Array) -> None:
   chex.assert_rank([logits_NK, labels_N], [2, 1])
   chex.assert_equal_shape_prefix([logits_NK, labels_N], 1)
   chex.assert_type([logits_NK, labels_N], [float, int])
 
 
-def cross_entropy(logits_NK, labels_N, seen):
+def cross_entropy(logits_NK: Array, labels_N: Array, seen: Count) -> Array:
   """Cross-entropy of the softmax over the classes seen so far.
 
   Args:
@@ -62,7 +65,7 @@ def cross_entropy(logits_NK, labels_N, seen):
   return local_cross_entropy(logits_NK, labels_N, 0, seen)
 
 
-def local_cross_entropy(logits_NK, labels_N, past, seen):
+def local_cross_entropy(logits_NK: Array, labels_N: Array, past: Count, seen: Count) -> Array:
   """Cross-entropy among the new classes alone, Eq. 11: what the past heads say plays no part.
 
   Args:
@@ -82,7 +85,7 @@ def local_cross_entropy(logits_NK, labels_N, past, seen):
   return -jnp.take_along_axis(log_probabilities_NK, labels_N[:, None], axis=-1)[:, 0]
 
 
-def balance_weights(labels_N, past, seen):
+def balance_weights(labels_N: Array, past: Count, seen: Count) -> Array:
   """Weights that balance a few new classes against many past ones, section 6 of the paper.
 
   Args:
@@ -98,7 +101,7 @@ def balance_weights(labels_N, past, seen):
   return jnp.where(labels_N < past, share, 1 - share)
 
 
-def feature_distillation(projected_NK, teacher_projected_NK, past):
+def feature_distillation(projected_NK: Array, teacher_projected_NK: Array, past: Count) -> Array:
   """Importance-weighted feature distillation, Eq. 13: features may move where the old head does not look.
 
   Args:
@@ -117,7 +120,7 @@ def feature_distillation(projected_NK, teacher_projected_NK, past):
   return jnp.sum(jnp.where(classes_between(squared_NK.shape[-1], 0, past), squared_NK, 0), axis=-1) / past
 
 
-def plain_feature_distillation(features_ND, teacher_features_ND):
+def plain_feature_distillation(features_ND: Array, teacher_features_ND: Array) -> Array:
   """Unweighted feature distillation, Eq. 12.
 
   Args:
@@ -134,7 +137,9 @@ def plain_feature_distillation(features_ND, teacher_features_ND):
   return jnp.sum((features_ND - teacher_features_ND) ** 2, axis=-1)
 
 
-def knowledge_distillation(logits_NK, teacher_logits_NK, past, among, temperature=2.0):
+def knowledge_distillation(
+    logits_NK: Array, teacher_logits_NK: Array, past: Count, among: Count, temperature: float = 2.0,
+) -> Array:
   """Cross-entropy against the teacher's softened prediction: LwF where among = past, Eq. 9 where among = seen.
 
   Args:
@@ -156,7 +161,9 @@ def knowledge_distillation(logits_NK, teacher_logits_NK, past, among, temperatur
   return -jnp.sum(target_NK * log_probabilities_NK, axis=-1)
 
 
-def distillation_within_tasks(logits_NK, teacher_logits_NK, tasks_K, start, stop, temperature=2.0):
+def distillation_within_tasks(
+    logits_NK: Array, teacher_logits_NK: Array, tasks_K: Array, start: Count, stop: Count, temperature: float = 2.0,
+) -> Array:
   """Softened predictions among each task's own classes, a task weighted by its number of classes (ECCV 2018).
 
   Args:
@@ -175,7 +182,7 @@ def distillation_within_tasks(logits_NK, teacher_logits_NK, tasks_K, start, stop
   chex.assert_equal_shape([logits_NK, teacher_logits_NK])
   same_task_KK = (tasks_K[:, None] == tasks_K[None, :]).astype(logits_NK.dtype)
 
-  def log_softmax(z_NK):
+  def log_softmax(z_NK: Array) -> Array:
     # Each task's largest logit, by class; the sums are a product of matrices, since N x K x K values would be many.
     largest_KN = jax.ops.segment_max(jax.lax.stop_gradient(z_NK).T, tasks_K, num_segments=len(tasks_K))[tasks_K]
     shifted_NK = z_NK - largest_KN.T
@@ -187,7 +194,9 @@ def distillation_within_tasks(logits_NK, teacher_logits_NK, tasks_K, start, stop
   return jnp.sum(jnp.where(classes_between(len(tasks_K), start, stop), held_NK, 0), axis=-1)
 
 
-def binary_cross_entropy(logits_NK, labels_N, seen, teacher_logits_NK=None, past=0):
+def binary_cross_entropy(
+    logits_NK: Array, labels_N: Array, seen: Count, teacher_logits_NK: Array | None = None, past: Count = 0,
+) -> Array:
   """A yes or no for each class by itself (LwF-MC, from iCaRL, CVPR 2017).
 
   Args:
@@ -212,11 +221,11 @@ def binary_cross_entropy(logits_NK, labels_N, seen, teacher_logits_NK=None, past
   return jnp.sum(jnp.where(classes_between(num_classes, 0, seen), loss_NK, 0), axis=-1)
 
 
-def _binary_cross_entropy(logits, targets):
+def _binary_cross_entropy(logits: Array, targets: Array) -> Array:
   return -targets * jax.nn.log_sigmoid(logits) - (1 - targets) * jax.nn.log_sigmoid(-logits)
 
 
-def reconstruction(pixel_logits_NHWC, images_NHWC):
+def reconstruction(pixel_logits_NHWC: Array, images_NHWC: Array) -> Array:
   """How far a VAE's images are from those it was given: f32[N], binary cross-entropy averaged over the pixels' values.
 
   Args:
@@ -230,12 +239,12 @@ def reconstruction(pixel_logits_NHWC, images_NHWC):
   return jnp.mean(_binary_cross_entropy(pixel_logits_NHWC, images_NHWC), axis=(1, 2, 3))
 
 
-def latent_divergence(mean_NZ, log_variance_NZ):
+def latent_divergence(mean_NZ: Array, log_variance_NZ: Array) -> Array:
   """f32[N]: KL(N(mean, variance) || N(0, 1)) of a VAE's latents, summed over f32[N, Z] (Kingma and Welling, 2014)."""
   return -0.5 * jnp.sum(1 + log_variance_NZ - mean_NZ**2 - jnp.exp(log_variance_NZ), axis=-1)
 
 
-def content(logits_NK, past, temperature=1000.0):
+def content(logits_NK: Array, past: Count, temperature: float = 1000.0) -> Array:
   """How unsure the teacher is of its own first choice, Eq. 2 and 3.
 
   At the paper's temperature the loss stays near ln(past) and its gradient is a thousandth of the usual one: a gentle
@@ -253,7 +262,7 @@ def content(logits_NK, past, temperature=1000.0):
   return cross_entropy(logits_NK / temperature, choice_N, past)
 
 
-def label_diversity(logits_NK, past, axis=None):
+def label_diversity(logits_NK: Array, past: Count, axis: str | None = None) -> Array:
   """How unevenly a batch of synthetic images covers the past classes, Eq. 1 normalised to [0, 1].
 
   Args:
@@ -273,7 +282,7 @@ def label_diversity(logits_NK, past, axis=None):
   return jnp.where(several, 1 - entropy / jnp.log(jnp.where(several, past, 2)), 0.0)
 
 
-def statistics_alignment(mean_C, variance_C, running_mean_C, running_variance_C):
+def statistics_alignment(mean_C: Array, variance_C: Array, running_mean_C: Array, running_variance_C: Array) -> Array:
   """Divergence between a layer's stored statistics and those of a synthetic batch, one layer of Eq. 4 and 5.
 
   Args:
@@ -295,13 +304,13 @@ def statistics_alignment(mean_C, variance_C, running_mean_C, running_variance_C)
   return jnp.mean(0.5 * jnp.log(variance_C / running_variance_C) - 0.5 * (1 - ratio_C))
 
 
-def blur_profile(sigma):
+def blur_profile(sigma: float) -> Array:
   """f32[5]: the five taps of a Gaussian of the given standard deviation in pixels, summing to 1."""
   taps_5 = jnp.exp(-(jnp.arange(-2.0, 3.0) ** 2) / (2 * sigma**2))
   return taps_5 / jnp.sum(taps_5)
 
 
-def blur(images_NHWC, sigma):
+def blur(images_NHWC: Array, sigma: float) -> Array:
   """f32[N, H, W, C]: the images under a 5x5 Gaussian, borders reflected.
 
   Two passes of five shifted sums: a grouped convolution of one channel each is many times slower on every backend.
@@ -312,11 +321,12 @@ def blur(images_NHWC, sigma):
     size = images_NHWC.shape[axis]
     padding = [(2, 2) if i == axis else (0, 0) for i in range(4)]
     padded = jnp.pad(images_NHWC, padding, mode='reflect')
-    images_NHWC = sum(taps_5[i] * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(5))
+    taps = (taps_5[i] * jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(5))
+    images_NHWC = sum(taps)  # type: ignore[assignment]  # never the 0 of no taps
   return images_NHWC
 
 
-def smoothness(images_NHWC, blur_sigma=2**0.5):
+def smoothness(images_NHWC: Array, blur_sigma: float = 2**0.5) -> Array:
   """Mean squared difference between images and their blur, Eq. 6.
 
   Args:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from abd_jax import processes
 from abd_jax.workdir import write_whole, writing
+from abd_jax.written import is_of
 
 
 class MetricsLog:
@@ -19,13 +20,14 @@ class MetricsLog:
     self._path, self._mirrors = Path(path), mirrors
 
   def read(self):
-    """The lines as dicts, to the first that the process died over while it wrote."""
+    """The lines as dicts, to the first that is none of ours: mostly one that the process died over while it wrote."""
     found = []
-    for text in self._path.read_bytes().splitlines() if self._path.exists() else ():
+    for content in self._path.read_bytes().splitlines() if self._path.exists() else ():
       try:
-        line = json.loads(text)
-        tuple(line['at'])
-      except (ValueError, TypeError, KeyError):  # the first of them for what is no text, too
+        line = json.loads(content)
+      except (ValueError, RecursionError):
+        break
+      if not _is_ours(line):
         break
       found.append(line)
     return found
@@ -50,6 +52,16 @@ class MetricsLog:
   def close(self):
     for mirror in self._mirrors:
       mirror.close()
+
+
+def _is_ours(line):
+  """Whether it has a place in the run, and numbers where it has a phase's figures."""
+  if not isinstance(line, dict) or not is_of(line.get('at'), tuple) or len(line['at']) != 3:
+    return False
+  if 'phase' not in line:
+    return True
+  figures = figures_of(line).values()
+  return is_of(line['phase'], str) and is_of(line.get('task'), int) and all(is_of(value, float) for value in figures)
 
 
 class StepCounter:

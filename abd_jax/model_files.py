@@ -8,12 +8,14 @@ import hashlib
 import io
 import json
 import os
-import zipfile
+import re
 from pathlib import Path
 
 import numpy as np
 
+from abd_jax import npz
 from abd_jax.errors import UserError
+from abd_jax.written import shown
 
 DESCRIPTION = 'model.json'
 _FORMAT = 1
@@ -101,23 +103,20 @@ def read(path):
         raise UserError(f'{weights} cannot be read: {error.strerror}.') from None
   if hashlib.sha256(content).hexdigest() != description['sha256']:
     raise UserError(f'{weights} is damaged: its SHA-256 is not the one in {DESCRIPTION}.')
-  try:
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-      return description, dict(file)
-  except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-    raise UserError(f'{weights} cannot be read as arrays: {error}.') from None
+  return description, npz.read(io.BytesIO(content), weights)
 
 
 def _read_description(path):
   try:
     description = json.loads((path / DESCRIPTION).read_text())
     version, weights, _ = description['format'], description['weights'], description['sha256']
+    ours = re.fullmatch(_WEIGHTS.replace('*', '[0-9a-f]+'), weights)
   except OSError as error:
     raise UserError(f'{path} holds no saved model: {DESCRIPTION} cannot be read ({error.strerror}).') from None
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(f'{path / DESCRIPTION} does not describe a saved model ({error!r}).') from None
   if version != _FORMAT:
     raise UserError(f'{path} was saved in format {version}, and this version of abd_jax reads format {_FORMAT}.')
-  if Path(weights).name != weights:
-    raise UserError(f'{path / DESCRIPTION} names weights outside its directory.')
+  if not ours:
+    raise UserError(f'{path / DESCRIPTION} names {shown(weights)}, which is no file of weights in its directory.')
   return description

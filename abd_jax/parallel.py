@@ -1,5 +1,6 @@
 """The edge where pure step bodies become compiled programs."""
 
+import contextlib
 import ctypes
 import functools
 import inspect
@@ -14,11 +15,11 @@ _compile_seconds = 0.0
 _compiling = False
 
 
-def _count_compilation(event, seconds, **kwargs):
+def _count_compilation(event, duration_secs, **kwargs):
   global _compile_seconds
   del kwargs
   if event in ('/jax/core/compile/jaxpr_to_mlir_module_duration', '/jax/core/compile/backend_compile_duration'):
-    _compile_seconds += seconds
+    _compile_seconds += duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_count_compilation)
@@ -49,10 +50,8 @@ def compiler_options(*, runs_once=False):
 
 def _return_freed_memory():
   """Gives back to the system what compiling took and freed: glibc would keep it for the process."""
-  try:
+  with contextlib.suppress(OSError, AttributeError):  # another C library
     ctypes.CDLL(None).malloc_trim(0)
-  except (OSError, AttributeError):  # another C library
-    pass
 
 
 @functools.cache

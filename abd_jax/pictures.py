@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from abd_jax import npz
+from abd_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Synthetic:
@@ -39,12 +42,20 @@ class Synthetic:
 
 
 def load_synthetic(workdir):
-  """A run's `Synthetic`s, in the order of their tasks."""
+  """A run's `Synthetic`s, in the order of their tasks.
+
+  Raises:
+    UserError: a file of theirs is damaged.
+  """
   found = []
   for path in Path(workdir).glob('synthetic_task*.npz'):
-    with np.load(path) as stored:
-      names = tuple(stored['names'].tolist())
-      found.append(Synthetic(int(path.stem[len('synthetic_task'):]), stored['images'], names, stored['confidences']))
+    task, stored = path.stem[len('synthetic_task'):], npz.read(path, path, ('images', 'names', 'confidences'))
+    images, names, confidences = stored.values()
+    whole = images.dtype == np.uint8 and images.ndim == 4 and images.size and names.dtype.kind == 'U'
+    whole = whole and confidences.dtype.kind == 'f' and names.shape == confidences.shape == images.shape[:1]
+    if not whole or not task.isdecimal():
+      raise UserError(f'{path} does not hold the synthetic images of a task, with a name and a confidence for each.')
+    found.append(Synthetic(int(task), images, tuple(names.tolist()), confidences))
   return sorted(found, key=lambda synthetic: synthetic.task)
 
 

@@ -27,10 +27,11 @@ def join(how):
     UserError: `how` is neither, or the others cannot be met.
   """
   host, *numbers = how.split(',')
-  if how != 'auto' and not (len(numbers) == 2 and ':' in host and all(n.isdecimal() for n in numbers)):
+  count, index = map(int, numbers) if len(numbers) == 2 and all(n.isdecimal() for n in numbers) else (0, 0)
+  if how != 'auto' and not (index < count and ':' in host and host.rpartition(':')[2].isdecimal()):
     raise UserError(f'--distributed={how} is neither auto nor HOST:PORT,COUNT,INDEX.')
   try:
-    where = () if how == 'auto' else (host, *map(int, numbers))
+    where = () if how == 'auto' else (host, count, index)
     jax.distributed.initialize(*where, shutdown_timeout_seconds=_PATIENCE)
   except (RuntimeError, ValueError) as error:
     raise UserError(f'--distributed={how}: the processes did not meet: {str(error).splitlines()[0]}') from None

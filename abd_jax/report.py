@@ -11,12 +11,12 @@ that is known of the runs.
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 
 from abd_jax import pages, tables, upper_bounds
 from abd_jax.errors import UserError
 from abd_jax.results import Results
 from abd_jax.workdir import write_whole
+from abd_jax.written import place
 
 FORMATS = {'markdown': tables.markdown, 'latex': tables.latex, 'csv': tables.to_csv}
 
@@ -27,7 +27,7 @@ def _load_all(path):
   Raises:
     UserError: there are none.
   """
-  path = Path(path).expanduser()
+  path = place(path)
   if not path.is_dir():
     # Without the run's flags beside it a results.json was kept apart from the rest.
     return [pages.Run(Results.load(path), path.parent if (path.parent / 'flags.txt').exists() else None)]
@@ -71,7 +71,7 @@ def main(arguments):
     runs = _with_omega([run for path in told.runs for run in _load_all(path)])
     print(FORMATS[told.format](tables.collate([run.results for run in runs]), **chosen), end='')
     if told.html:
-      write_whole(Path(told.html).expanduser(), pages.page(runs))
+      write_whole(place(told.html, '--html='), pages.page(runs))
   except UserError as error:
     print(error, file=sys.stderr)
     return 2

@@ -6,15 +6,15 @@ import json
 import platform
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from abd_jax import __version__, metrics
+from abd_jax import __version__, metrics, results_form
 from abd_jax import config as config_lib
 from abd_jax.errors import UserError
 from abd_jax.workdir import write_whole
+from abd_jax.written import place
 
 _PLACES = ('workdir', 'data_dir', 'seeds', 'compilation_cache', 'upper_bound', 'tensorboard')
 
@@ -80,15 +80,20 @@ class Results:
     Raises:
       UserError: there is none, or it is not one.
     """
-    path = Path(path).expanduser()
+    path = place(path)
     path = path / 'results.json' if path.is_dir() else path
     try:
-      results = cls(**json.loads(path.read_text()))
+      said = json.loads(path.read_text('utf-8'))
+      if objection := results_form.objection(said, dataclasses.fields(cls)):
+        raise UserError(f'{path} is not a results.json: {objection}.')
+      results = cls(**said)
       # An earlier version did not have every flag: its runs were made as the defaults now say.
       return dataclasses.replace(results, config=_flags_of(config_lib.Config()) | results.config)
     except OSError as error:
       raise UserError(f'{path} cannot be read: {error.strerror}.') from None
-    except (ValueError, TypeError) as error:
+    except UserError:
+      raise
+    except (ValueError, RecursionError) as error:
       raise UserError(f'{path} is not a results.json: {error}.') from None
 
 

@@ -1,13 +1,18 @@
 """What a run carries from step to step: student, frozen teacher, generator or image set, as pytrees."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from abd_jax.methods.interface import OWN
+
+if TYPE_CHECKING:  # at the top of what is imported
+  from abd_jax.config import Inversion, Optimisation
 
 LATENT_SIZE = 1000
 
@@ -38,7 +43,7 @@ class StudentState:
   tally: Tally | None = None
 
   @property
-  def variables(self):
+  def variables(self) -> dict[str, Any]:
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
@@ -50,7 +55,7 @@ class TeacherState:
   batch_stats: Any
 
   @property
-  def variables(self):
+  def variables(self) -> dict[str, Any]:
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
@@ -63,7 +68,7 @@ class GeneratorState:
   opt_state: Any
 
   @property
-  def variables(self):
+  def variables(self) -> dict[str, Any]:
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
@@ -80,34 +85,42 @@ class ImageSetState:
   opt_state: Any
 
 
-def student_optimizer(hparams):
+def student_optimizer(hparams: 'Optimisation') -> optax.GradientTransformation:
   """SGD without its learning rate: PyTorch's order, decay added to the gradient, then momentum."""
   return optax.chain(optax.add_decayed_weights(hparams.weight_decay), optax.trace(hparams.momentum))
 
 
-def generator_optimizer(hparams):
+def generator_optimizer(hparams: 'Inversion') -> optax.GradientTransformation:
   """Adam at the constant rate of the inversion."""
   return optax.adam(hparams.generator_learning_rate)
 
 
-def image_optimizer(hparams):
+def image_optimizer(hparams: 'Inversion') -> optax.GradientTransformation:
   """Adam at the constant rate of the direct inversion."""
   return optax.adam(hparams.image_learning_rate)
 
 
-def init_image_set(optimizer, count, batch_size, image_shape, key):
+def init_image_set(
+    optimizer: optax.GradientTransformation, count: int, batch_size: int, image_shape: tuple[int, ...], key: jax.Array,
+) -> ImageSetState:
   """A set of `count` images of shape (H, W, C), standard normal as the classifier's pixels are."""
   images_MHWC = jax.random.normal(key, (count, *image_shape))
   return ImageSetState(images_MHWC, optimizer.init(images_MHWC[:batch_size]))
 
 
-def init_student(model, optimizer, image_shape, key, own=None, tallied=None):
+def init_student(
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], key: jax.Array,
+    own: Callable[[jax.Array], Any] | None = None, tallied: int | None = None,
+) -> StudentState:
   """A student with fresh weights for images of shape (H, W, C); `own` and `tallied` as in `renewed`."""
   variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
   return renewed(StudentState(variables['params'], variables['batch_stats'], None), optimizer, key, own, tallied)
 
 
-def renewed(student, optimizer, key, own=None, tallied=None):
+def renewed(
+    student: StudentState, optimizer: optax.GradientTransformation, key: jax.Array,
+    own: Callable[[jax.Array], Any] | None = None, tallied: int | None = None,
+) -> StudentState:
   """The student as a task begins.
 
   Args:
@@ -118,22 +131,23 @@ def renewed(student, optimizer, key, own=None, tallied=None):
     tallied: how many classes are counted, from 0 on; None for a method that does not count.
   """
   params = student.params if own is None else {**student.params, OWN: own(jax.random.fold_in(key, 1))}
-  zeros = lambda: jnp.zeros(tallied, jnp.int32)  # noqa: E731
-  tally = None if tallied is None else Tally(zeros(), zeros())
+  # Two arrays, not one twice: both are donated to the next step.
+  tally = None if tallied is None else Tally(jnp.zeros(tallied, jnp.int32), jnp.zeros(tallied, jnp.int32))
   return StudentState(params, student.batch_stats, optimizer.init(params), tally)
 
 
-def begin_epoch(tally):
+def begin_epoch(tally: Tally) -> Tally:
   """The tally as an epoch begins: a copy, since both of its arrays are donated to the next step."""
   return Tally(tally.so_far, jnp.copy(tally.so_far))
 
 
-def init_generator(model, optimizer, key):
+def init_generator(model: nn.Module, optimizer: optax.GradientTransformation, key: jax.Array) -> GeneratorState:
   """A generator with fresh weights."""
   variables = model.init(key, jnp.zeros((1, LATENT_SIZE)), train=False)
   return GeneratorState(variables['params'], variables['batch_stats'], optimizer.init(variables['params']))
 
 
-def freeze(student):
+def freeze(student: StudentState) -> TeacherState:
   """The student as the next task's teacher: a copy, since the student's own buffers are donated to its next step."""
-  return jax.tree.map(jnp.copy, TeacherState(student.params, student.batch_stats))
+  teacher: TeacherState = jax.tree.map(jnp.copy, TeacherState(student.params, student.batch_stats))
+  return teacher

@@ -11,7 +11,6 @@ import time
 from abd_jax import processes
 from abd_jax.parallel import compiling
 
-
 # Seconds after a signal at which the process ends whatever it does: machines about to go wait ten or more.
 _PATIENCE = 8.0
 
@@ -42,8 +41,10 @@ class StopSignal:
   def after(self, wait):
     """While entered, the process is not ended before `wait()` returns."""
     self._waits.append(wait)
-    yield
-    self._waits.remove(wait)
+    try:
+      yield
+    finally:
+      self._waits.remove(wait)
 
   def _receive(self, number, frame):
     del number, frame

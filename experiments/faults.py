@@ -18,7 +18,6 @@ from abd_jax.faults import Trials
 from abd_jax.results import versions
 from abd_jax.small_run import JOB
 
-
 STAGES = ('signals', 'signals_to_two', 'refused', 'two_on_one', 'jumping_clock', 'full_disks', 'damaged')
 
 

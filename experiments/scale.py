@@ -31,7 +31,7 @@ def random_dataset(num_classes, train_per_class=64, test_per_class=8):
 
 
 def measure(settings, num_tasks):
-  """What the tasks of a run take: the median of the five after the second, in which all is compiled; and of the last."""
+  """What the tasks of a run take: the median of five after the second, in which all is compiled, and of the last."""
   settings = config.with_values(settings, {'num_tasks': num_tasks})
   with tempfile.TemporaryDirectory() as workdir:
     results = train.run(settings, workdir, random_dataset(2 * num_tasks))
@@ -50,7 +50,7 @@ def main(settings):
     print(json.dumps(row))
   if JSON.value:
     with open(JSON.value, 'w') as file:
-      file.write(json.dumps({'versions': versions(), 'config': config.as_dict(settings), 'runs': found}, indent=1) + '\n')
+      json.dump({'versions': versions(), 'config': config.as_dict(settings), 'runs': found}, file, indent=1)
 
 
 if __name__ == '__main__':

@@ -52,7 +52,7 @@ def folder_py(model, *arguments):
 
 
 def accuracies(model, work, days):
-  """{day: percent of its test images that are named rightly, all classes the model knows competing}; of both, if two."""
+  """{day: percent of its test images that are named rightly, all classes known competing}; of both, if two."""
   found, counts = {}, {}
   for day in days:
     said = re.search(r'([\d.]+) % of (\d+) images', folder_py(model, f'--test_dir={work / "test" / day}'))

@@ -12,7 +12,8 @@ from abd_jax.models import make_generator, make_student
 from abd_jax.models.generator import UpsampledConv
 
 SMALL = config.with_values(
-    config.Config(), dict(dataset='random', num_tasks=10, student='resnet8', image_size=8, batch_size=8, color_jitter=False)
+    config.Config(),
+    dict(dataset='random', num_tasks=10, student='resnet8', image_size=8, batch_size=8, color_jitter=False),
 )
 
 

@@ -53,8 +53,8 @@ def test_an_archive_that_is_not_the_distributed_one(tmp_path):
 
 def test_a_comparison_ends_in_a_table_and_pictures(tmp_path):
   process = run(
-      'experiments/digits.py', f'--workdir={tmp_path}', '--method=abd,base', '--num_classes=4', '--num_tasks=2', '--epochs=1',
-      '--inversion_steps=2', '--decay_at=',
+      'experiments/digits.py', f'--workdir={tmp_path}', '--method=abd,base', '--num_classes=4', '--num_tasks=2',
+      '--epochs=1', '--inversion_steps=2', '--decay_at=',
   )
   assert process.returncode == 0, process.stderr
   assert '| abd | synthetic | 0 |' in process.stdout and '| base | none | 0 |' in process.stdout
@@ -62,7 +62,8 @@ def test_a_comparison_ends_in_a_table_and_pictures(tmp_path):
   assert (tmp_path / 'base' / 'seed0' / 'results.json').exists()
   assert '<h1>2 runs compared</h1>' in (tmp_path / 'report.html').read_text()
   assert '<h1>base on digits, seed 0</h1>' in (tmp_path / 'base' / 'seed0' / 'report.html').read_text()
-  table = run('-m', 'abd_jax.report', str(tmp_path / 'abd' / 'seed0'), str(tmp_path / 'base' / 'seed0' / 'results.json'))
+  base = tmp_path / 'base' / 'seed0' / 'results.json'
+  table = run('-m', 'abd_jax.report', str(tmp_path / 'abd' / 'seed0'), str(base))
   assert table.returncode == 0 and '| base | none | 0 |' in table.stdout
   assert run('-m', 'abd_jax.report', str(tmp_path)).stdout == table.stdout
   nothing = run('-m', 'abd_jax.report', str(tmp_path / 'abd' / 'seed0' / 'checkpoints'))

@@ -33,7 +33,9 @@ def test_every_leaf_is_a_flag_of_its_own_name():
 
 
 def test_flags_reach_their_groups():
-  c = parsed('--method=base', '--epochs=3', '--decay_at=1,2', '--nocolor_jitter', '--blur_sigma=2', '--finetune_classes=all')
+  c = parsed(
+      '--method=base', '--epochs=3', '--decay_at=1,2', '--nocolor_jitter', '--blur_sigma=2', '--finetune_classes=all'
+  )
   assert (c.method, c.optimisation.epochs, c.optimisation.decay_at) == ('base', 3, (1, 2))
   assert (c.augmentation.color_jitter, c.inversion.blur_sigma, c.hparams.finetune_classes) == (False, 2.0, 'all')
 
@@ -72,7 +74,8 @@ def with_everything_changed():
 
 def test_what_makes_another_run_and_what_does_not():
   c = Config()
-  assert config.differing_flag(c, dataclasses.replace(c, workdir='elsewhere', checkpoint_seconds=1.0, stop_after_task=2)) is None
+  same = dataclasses.replace(c, workdir='elsewhere', checkpoint_seconds=1.0, stop_after_task=2)
+  assert config.differing_flag(c, same) is None
   assert config.differing_flag(c, config.with_values(c, {'learning_rate': 0.2})) == 'learning_rate'
 
 

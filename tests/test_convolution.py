@@ -32,11 +32,13 @@ def value_and_gradients(convolve, images, kernel, take=lambda array: array):
 
 
 def assert_equal_to_xla(images, kernel, stride, padding):
-  ours = value_and_gradients(lambda x, w: convolution.conv_general_dilated(x, w, (stride, stride), padding), images, kernel)
+  ours = value_and_gradients(
+      lambda x, w: convolution.conv_general_dilated(x, w, (stride, stride), padding), images, kernel
+  )
   yardstick = lambda x, w: convolution._xla(x, w, stride, padding)  # noqa: E731
   xla = value_and_gradients(yardstick, images, kernel)
-  # Sums in another order: apart by a few roundings (2**-24 each) of what their terms come to without their signs. A term
-  # too many or too few would be some thousandth of it at least.
+  # Sums in another order: apart by a few roundings (2**-24 each) of what their terms come to without their signs. A
+  # term too many or too few would be some thousandth of it at least.
   unsigned = value_and_gradients(yardstick, images, kernel, jnp.abs)
   for a, b, most in zip(ours, xla, unsigned, strict=True):
     assert jnp.all(jnp.abs(a - b) <= 8 * 2**-24 * most)

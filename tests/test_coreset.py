@@ -1,6 +1,7 @@
 """Which old images are kept, and what each phase reads of them, on examples small enough to choose by hand."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -42,8 +43,9 @@ def test_nearest_mean_takes_the_nearest_first():
 
 
 def test_herding_keeps_the_mean_of_the_chosen_near_the_mean_of_all():
-  # Mean 3. First 3 itself. Then means with 3 are 1.5, 2, 2.5, -, 6: nearest is 2.5, of 2. Then (3 + 2 + x) / 3 is 5/3, 2,
-  # -, -, 14/3: distances 4/3, 1, 5/3, so 1. Then (6 + x) / 4 is 1.5 or 3.75: 9, which the nearest mean would take last.
+  # Mean 3. First 3 itself. Then means with 3 are 1.5, 2, 2.5, -, 6: nearest is 2.5, of 2. Then (3 + 2 + x) / 3 is
+  # 5/3, 2, -, -, 14/3: distances 4/3, 1, 5/3, so 1. Then (6 + x) / 4 is 1.5 or 3.75: 9, which the nearest mean would
+  # take last.
   np.testing.assert_array_equal(coreset.herding(LINE, 4), [3, 2, 1, 4])
 
 
@@ -115,7 +117,9 @@ def test_a_random_coreset_is_drawn_anew_and_a_ranked_one_is_cut():
   for method, cut in (('rehearsal', False), ('bic', True), ('e2e', True)):
     _, _, kept = coresets_of(method, memory=24)
     after = [{k: numbers(c.kept[0][c.kept[1] == k]) for k in range(6)} for c in kept[1:]]
-    firsts = [before[k][: len(now[k])] == now[k] for before, now in zip(after, after[1:], strict=False) for k in before if before[k]]
+    firsts = [
+        before[k][: len(now[k])] == now[k] for before, now in itertools.pairwise(after) for k in before if before[k]
+    ]
     assert all(firsts) if cut else not any(firsts)
   # Another seed draws others; the same seed the same.
   drawn = [numbers(coresets_of('rehearsal', 24, seed)[2][-1].kept[0]) for seed in (0, 0, 1)]
@@ -128,14 +132,13 @@ def test_more_memory_than_images_keeps_them_all():
 
 
 def test_streams():
-  # 20 images a class, two classes a task, a coreset of 60.
-  for method, mixed, held_out in (
-      ('rehearsal', 80, None),  # as many old as new
-      ('e2e', 100, None),  # each old one once
-      ('bic', 100 - 12, 12),  # 40 kept after task 1: a tenth is 4, 2 a class, of 2 classes old and 2 new: 8 held out
-  ):
-    tasks, streams, kept = coresets_of(method, memory=60)
-    expected_held = {'bic': {1: 8, 2: 6}}.get(method, {})  # 60 kept after task 2: 6, over 4 classes 1 each, of 6 classes
+  # 20 images a class, two classes a task, a coreset of 60. Of old images rehearsal reads as many as of new ones, e2e
+  # each once, and bic those that it does not hold out.
+  for method in ('rehearsal', 'e2e', 'bic'):
+    _, streams, kept = coresets_of(method, memory=60)
+    # 40 kept after task 1: a tenth is 4, 2 a class, of 2 classes old and 2 new. 60 after task 2: 6, over 4 classes 1
+    # each, of 6 classes.
+    expected_held = {'bic': {1: 8, 2: 6}}.get(method, {})
     for task in (1, 2):
       images, labels = streams.load(task, Reads.MIXED, kept[task])
       old = len(kept[task])
@@ -159,8 +162,8 @@ def test_streams():
 @pytest.mark.parametrize('method, memory, batch, sentence', [
     ('base', 60, 50, '--batch_size=50 is larger than task 1, which has 40 images.'),
     ('rehearsal', 5, 8, '--memory=5 cannot hold an image of each of 6 classes, which --method=rehearsal keeps.'),
-    ('bic', 20, 8, 'The 0 images that the phase "bias" of --method=bic reads in task 3 make no batch of --batch_size=8: raise'
-     ' --memory, or lower --batch_size.'),
+    ('bic', 20, 8, 'The 0 images that the phase "bias" of --method=bic reads in task 3 make no batch of --batch_size=8:'
+     ' raise --memory, or lower --batch_size.'),
 ])
 def test_what_makes_no_batch_is_refused(method, memory, batch, sentence):
   with pytest.raises(UserError) as refusal:
@@ -169,7 +172,7 @@ def test_what_makes_no_batch_is_refused(method, memory, batch, sentence):
 
 
 def test_a_phase_of_old_images_alone_has_batches_of_what_it_finds():
-  # A tenth of the 40 images of task 1 over 2 past classes: 2 of each of 4 classes. Of 60 images over 4: one of each of 6.
+  # A tenth of the 40 images of task 1 over 2 past classes: 2 of each of 4 classes. Of 60 over 4: one of each of 6.
   streams = Streams(tasks_of(), METHODS['bic'], 60, 0)
   learn, bias = METHODS['bic'].later
   assert [size for _, phase, size in streams.sizes if phase is bias] == [8, 6]

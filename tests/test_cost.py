@@ -54,7 +54,8 @@ def test_the_readmes_table_is_the_commands():
   shown = Path('README.md').read_text().split('<!-- cost -->\n')[1].split('<!-- /cost -->')[0]
   names = [f'{name}_abd' for name in ('cifar100_10', 'tiny_imagenet_20', 'imagenet100_10', 'imagenet1000_10')]
   found = json.loads(Path('experiments/results/benchmark/cpu.json').read_text())
-  assert shown == cost.markdown({name: config.from_flagfile(f'experiments/flags/{name}.flags') for name in names}, found)
+  configs = {name: config.from_flagfile(f'experiments/flags/{name}.flags') for name in names}
+  assert shown == cost.markdown(configs, found)
 
 
 def test_other_runs_are_refused():

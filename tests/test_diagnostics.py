@@ -215,7 +215,8 @@ def test_image_sets_and_replayed_images_are_synthetic_images_too(abd):
   )
   assert set(np.unique(images)) == {0, 1, 2, 3, 4}
   # A decoder of zeros makes grey images.
-  vae = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(replay_vae((8, 8, 1), 5, 64), jax.random.key(0)))
+  shapes = jax.eval_shape(replay_vae((8, 8, 1), 5, 64), jax.random.key(0))
+  vae = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
   teacher = run.teacher.replace(params={**run.teacher.params, OWN: vae})
   dgr = dataclasses.replace(
       run, config=with_values(run.config, dict(method='dgr')), teacher=teacher, generator=None
@@ -245,7 +246,7 @@ def test_a_method_without_synthetic_images_has_none(abd, tmp_path):
 
 @pytest.mark.parametrize('change, sentence', [
     (lambda folder: (folder / 'results.json').unlink(), 'results.json'),
-    (lambda folder: (folder / 'flags.txt').unlink(), 'flags.txt is not a flagfile'),
+    (lambda folder: (folder / 'flags.txt').unlink(), 'flags.txt cannot be read: No such file'),
     (lambda folder: _shorten(folder, 1), 'has learned one task'),
     (lambda folder: _shorten(folder, 3), 'goes on beyond its results.json'),
     (lambda folder: (folder / 'checkpoints').rename(folder / 'elsewhere'), 'holds no checkpoints of a run'),
@@ -262,7 +263,11 @@ def test_what_is_no_finished_run_is_said_so(abd, tmp_path, change, sentence):
 
 def _shorten(folder, tasks):
   results = json.loads((folder / 'results.json').read_text())
-  (folder / 'results.json').write_text(json.dumps({**results, 'accuracy_after_task': [50.0] * tasks}))
+  matrix = [[50.0] * (n + 1) + [None] * (tasks - n - 1) for n in range(tasks)]
+  changes = {'num_tasks': tasks, 'class_order': list(range(tasks)), 'class_names': []}
+  changes['accuracy_after_task'] = [50.0] * tasks
+  changes |= dict.fromkeys(('accuracy_matrix', 'accuracy_matrix_local'), matrix)
+  (folder / 'results.json').write_text(json.dumps({**results, **changes}))
 
 
 def _forge(folder):

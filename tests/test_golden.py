@@ -3,8 +3,9 @@
 The tolerances on golden_resnet8 are three times what a plain transcription of the formulas reaches. On golden_resnet32
 31 BatchNorms amplify the order of float32 sums, in the recording too: run in float64, the same steps differ from it by
 2.5e-4 in the first convolution and 7.5e-5 where the second stage begins, by 1e-4 and 1.7e-3 in the losses of steps two
-and three, by 1.16e-2 in lwf_synthetic's third and by 2.8e-3 in the fifth loss of the generator. There the tolerance is three times the recording's own
-distance from float64; for the fourth step it is three times the 1e-2 by which float32 transcriptions differ.
+and three, by 1.16e-2 in lwf_synthetic's third and by 2.8e-3 in the fifth loss of the generator. There the tolerance is
+three times the recording's own distance from float64; for the fourth step it is three times the 1e-2 by which float32
+transcriptions differ.
 """
 
 import functools
@@ -112,7 +113,8 @@ def test_inversion_terms_and_image_gradient(golden):
 
   # The authors' code inverts over all classes that its teacher has met: the recording's `past`.
   gradient, terms = jax.jit(jax.grad(total, has_aux=True))(figures['inv/x'], past)
-  for ours, theirs in {'content': 'content', 'diversity': 'diversity', 'statistics': 'stat', 'smoothness': 'smoothness'}.items():
+  names = {'content': 'content', 'diversity': 'diversity', 'statistics': 'stat', 'smoothness': 'smoothness'}
+  for ours, theirs in names.items():
     assert relative_error(terms[ours], figures[f'inv/{theirs}']) < 3 * tolerance['value'], ours
   assert relative_error(inversion.inversion_loss(terms, config.Inversion()), figures['inv/total']) < tolerance['value']
   assert relative_error(gradient, figures['inv/grad_x']) < tolerance['gradient']

@@ -30,7 +30,9 @@ def test_statistics_are_those_of_the_input_with_biased_variance(classifier):
   model, variables, images = classifier
   _, statistics = inversion.apply_with_batch_norm_inputs(model, variables, images)
   kernel = variables['params']['conv1']['kernel']
-  inputs = jax.lax.conv_general_dilated(images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  inputs = jax.lax.conv_general_dilated(
+      images, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
   mean, variance = statistics[('bn1',)]
   np.testing.assert_allclose(mean, np.mean(inputs, (0, 1, 2)), atol=1e-6)
   np.testing.assert_allclose(variance, np.var(np.asarray(inputs, np.float64), (0, 1, 2)), rtol=1e-4)
@@ -64,7 +66,10 @@ def test_statistics_term_vanishes_when_the_layers_store_what_the_batch_has(class
   tap = jax.jit(lambda variables: inversion.apply_with_batch_norm_inputs(model, variables, images)[1])
   for _ in range(7):
     statistics = tap(variables)
-    stored = {(*path, name): value for path, pair in statistics.items() for name, value in zip(('mean', 'var'), pair)}
+    stored = {
+        (*path, name): value
+        for path, pair in statistics.items() for name, value in zip(('mean', 'var'), pair, strict=True)
+    }
     variables = {**variables, 'batch_stats': flax.traverse_util.unflatten_dict(stored)}
   terms = inversion.inversion_terms(model, variables, images, 4)
   np.testing.assert_allclose(terms['statistics'], 0, atol=1e-5)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax import config, data, lockstep, programs, train
+from abd_jax import data, lockstep, programs, train
 from abd_jax.config import with_values
 from abd_jax.errors import NotFinite, UserError
 from abd_jax.experiment import run_all
@@ -255,8 +255,6 @@ def test_steps_of_several_runs_are_their_own(dataset):
 def test_a_place_is_where_a_run_looks_for_it(dataset):
   tasks = train.check(SHORT, dataset)
   compiled = programs.programs_for(SHORT, tasks, dataset)
-  import inspect
-
   learn = inspect.signature(compiled.learn[METHODS['abd'].first[0]]._step).parameters
   invert = inspect.signature(compiled.invert._step).parameters
   assert list(learn)[lockstep._PLACE_OF_LEARN] == list(invert)[lockstep._PLACE_OF_INVERT] == 'place'

@@ -37,7 +37,9 @@ class CrossEntropyTest(chex.TestCase):
     # softmax - one-hot on the window (1/2 - 1, 1/2), nothing outside.
     chex.assert_trees_all_close(gradient, jnp.array([[0.0, -0.5, 0.5, 0.0]]))
 
-  @parameterized.parameters((jnp.zeros((2, 3)), jnp.zeros(3, int)), (jnp.zeros((2, 3)), jnp.zeros(2)), (jnp.zeros(3), jnp.zeros(3, int)))
+  @parameterized.parameters(
+      (jnp.zeros((2, 3)), jnp.zeros(3, int)), (jnp.zeros((2, 3)), jnp.zeros(2)), (jnp.zeros(3), jnp.zeros(3, int)),
+  )
   def test_refuses_arrays_that_do_not_fit(self, logits, labels):
     with self.assertRaises(AssertionError):
       losses.cross_entropy(logits, labels, 2)

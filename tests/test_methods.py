@@ -211,7 +211,9 @@ def student(small):
 def stepped(student, trains, loss, train_mode, steps_made=1):
   model, optimizer, state = student
   update = jax.jit(
-      steps.make_student_update(model, optimizer, loss, hparams=HPARAMS, trains=trains, train_mode=train_mode, tasks=TASKS)
+      steps.make_student_update(
+          model, optimizer, loss, hparams=HPARAMS, trains=trains, train_mode=train_mode, tasks=TASKS,
+      )
   )
   images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
   for _ in range(steps_made):
@@ -221,7 +223,9 @@ def stepped(student, trains, loss, train_mode, steps_made=1):
 
 def test_the_bias_phase_moves_the_newest_bias_layer_alone(student):
   _, _, before = student
-  after, _ = stepped(student, bias_correction.newest_bias_layer, bias_correction.bias_loss, train_mode=False, steps_made=2)
+  after, _ = stepped(
+      student, bias_correction.newest_bias_layer, bias_correction.bias_loss, train_mode=False, steps_made=2
+  )
   own_before, own_after = before.params['own'], after.params['own']
   for name in ('scale', 'shift'):
     moved = np.asarray(own_after[name] != own_before[name])
@@ -232,8 +236,6 @@ def test_the_bias_phase_moves_the_newest_bias_layer_alone(student):
 
 
 def test_a_bias_layers_step_is_its_gradient_and_its_decay(student):
-  model, _, before = student
-
   def loss(view, hparams):  # gradients of 2 and 3 on every scale and shift
     return 2 * jnp.sum(view.own['scale']) + 3 * jnp.sum(view.own['shift']), {}
 
@@ -278,7 +280,8 @@ def test_a_vae_refuses_sides_that_it_cannot_halve_thrice():
 TINY = with_values(
     config.Config(),
     dict(
-        num_tasks=3, num_classes=6, student='resnet8', batch_size=16, epochs=1, decay_at=(), inversion_steps=2, memory=240,
+        num_tasks=3, num_classes=6, student='resnet8', batch_size=16, epochs=1, decay_at=(), inversion_steps=2,
+        memory=240,
         color_jitter=False, flip=False, crop_padding=0,
     ),
 )
@@ -416,4 +419,5 @@ def test_statistics_move_in_the_second_phase_when_asked(small, digits, tmp_path)
   for name, params in after['frozen']['params'].items():
     same = jax.tree.map(np.array_equal, params, after['updated']['params'][name])
     assert all(jax.tree.leaves(same)) == (name != 'head'), name  # that alone learns there, on other statistics
-  assert not np.array_equal(after['frozen']['batch_stats']['bn1']['mean'], after['updated']['batch_stats']['bn1']['mean'])
+  frozen, updated = (after[name]['batch_stats']['bn1']['mean'] for name in ('frozen', 'updated'))
+  assert not np.array_equal(frozen, updated)

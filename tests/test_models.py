@@ -1,5 +1,7 @@
 """Shapes, sizes and initial weights of the networks."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -22,7 +24,9 @@ def parameters(model, example):
   return sum(leaf.size for leaf in jax.tree.leaves(shapes['params']))
 
 
-@pytest.mark.parametrize('name, side, expected', [('cifar', 32, 8423939), ('tiny', 64, 8571779), ('imagenet', 224, 3326275)])
+@pytest.mark.parametrize('name, side, expected', [
+    ('cifar', 32, 8423939), ('tiny', 64, 8571779), ('imagenet', 224, 3326275),
+])
 def test_generator_sizes(name, side, expected):
   assert parameters(make_generator(name, (side, side, 3)), jnp.zeros((1, LATENT_SIZE))) == expected
 
@@ -31,7 +35,8 @@ def test_generator_sizes(name, side, expected):
 def test_resnet_depth_and_size(name, layers):
   # 3 -> 16, then n blocks a stage of two convolutions, each convolution with a BatchNorm; 64 -> 100 with bias.
   n = (layers - 2) // 6
-  convs = 27 * 16 + (2 * n) * 9 * 16 * 16 + 9 * 16 * 32 + (2 * n - 1) * 9 * 32 * 32 + 9 * 32 * 64 + (2 * n - 1) * 9 * 64 * 64
+  convs = 27 * 16 + (2 * n) * 9 * 16 * 16
+  convs += 9 * 16 * 32 + (2 * n - 1) * 9 * 32 * 32 + 9 * 32 * 64 + (2 * n - 1) * 9 * 64 * 64
   norms = 2 * (16 + 2 * n * (16 + 32 + 64))
   assert parameters(make_student(name, 100), jnp.zeros((1, 32, 32, 3))) == convs + norms + 64 * 100 + 100
 
@@ -139,7 +144,7 @@ def test_bfloat16_is_for_activations_alone(build, example):
   # Eight bits of mantissa: what comes of it is near what float32 gives, and is not that.
   images = jax.random.normal(jax.random.key(2), example.shape)
   near, exact = (
-      jax.jit(lambda v, x, model=build(dtype): model.apply(v, x, train=False))(variables, images)
+      jax.jit(functools.partial(build(dtype).apply, train=False))(variables, images)
       for dtype in ('bfloat16', 'float32')
   )
   assert 0 < float(jnp.max(jnp.abs(near - exact))) < 0.1 * float(jnp.max(jnp.abs(exact)))

@@ -1,4 +1,4 @@
-"""Several devices against one: the same states come of the same batch. On eight CPU devices, in a process of its own."""
+"""Several devices against one: the same states come of the same batch. On eight CPU devices, in their own process."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ from tests.test_train import TINY
 
 ROOT = Path(__file__).parent.parent
 
-# A step of ABD and one of its generator from the same states, then one of each phase of R-DFCIL on a smaller network, on one
-# device and on eight in either mode; saves what came of them, and prints where the batches lay.
+# A step of ABD and one of its generator from the same states, then one of each phase of R-DFCIL on a smaller network,
+# on one device and on eight in either mode; saves what came of them, and prints where the batches lay.
 RUN = '''
 import sys
 import functools, jax, numpy as np
@@ -88,7 +88,8 @@ def test_eight_devices_step_to_where_one_steps_to(stepped, mode):
 
 def test_a_batch_that_the_devices_cannot_share_gets_a_sentence():
   process = subprocess.run(
-      [sys.executable, 'experiments/digits.py', '--batch_size=30'], cwd=ROOT, capture_output=True, text=True, timeout=100,
+      [sys.executable, 'experiments/digits.py', '--batch_size=30'], cwd=ROOT, capture_output=True, text=True,
+      timeout=100,
       env=os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'},
   )
   assert process.returncode == 2 and '--batch_size=30 cannot be split evenly over 8 devices.' in process.stderr

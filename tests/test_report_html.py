@@ -5,6 +5,7 @@ import dataclasses
 import html
 import html.parser
 import io
+import itertools
 import json
 import re
 import shutil
@@ -127,7 +128,7 @@ def test_it_is_whole_in_itself_and_can_be_read_aloud(which, run, collection):
   assert drawn and all(svg['role'] == 'img' and svg['aria-label'] for svg in drawn)
   levels = [level for level, _ in page.headings]
   assert levels[0] == 1 and levels.count(1) == 1 and all(title.strip() for _, title in page.headings)
-  assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+  assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 def test_names_are_text_whatever_is_in_them(run):

@@ -31,7 +31,7 @@ def start(workdir):
 
 
 def wait_until_it_works(run):
-  """Reads what a run says until it has made steps of its own; returns where it resumed, (task, phase, step), or None."""
+  """Reads what a run says until it has made steps of its own; gives where it resumed, (task, phase, step), or None."""
   resumed = None
   for line in run.stdout:
     if found := re.search(r'Resuming after (\d+) tasks, (\d+) phases and (\d+) steps', line):

@@ -37,10 +37,12 @@ def abd_step(networks, hparams=config.Hyperparameters(), **kwargs):  # noqa: B00
 def test_running_statistics_after_an_abd_step(networks):
   # One train-mode pass moves r to .9 r + .1 b. Two over the same batch, as the authors' code makes, to
   # .9 (.9 r + .1 b) + .1 b = .81 r + .19 b.
-  model, _, student, real, synthetic = networks
+  _, _, student, real, synthetic = networks
   both = jnp.concatenate([real, synthetic])
   kernel = student.params['conv1']['kernel']
-  inputs = jax.lax.conv_general_dilated(both, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  inputs = jax.lax.conv_general_dilated(
+      both, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
   batch = np.mean(inputs, (0, 1, 2)), np.var(np.asarray(inputs), (0, 1, 2))
   for rate, decay in ((1.0, 0.9), (1.9, 0.81)):
     after, _ = abd_step(networks, statistics_rate=rate)
@@ -94,7 +96,8 @@ def view_of(features, past=PAST, seen=SEEN):
   labels = jnp.array([2, 3, 0, 1])
   rows = Rows(labels, features, features @ head, features + 1.0, (features + 1.0) @ teacher_head)
   real, synthetic = (jax.tree.map(lambda leaf, at=at: leaf[at], rows) for at in (slice(0, 2), slice(2, 4)))
-  return View(real, synthetic, rows, past, seen, CLASSES, lambda f: f @ head, lambda f: f @ teacher_head), head, teacher_head
+  view = View(real, synthetic, rows, past, seen, CLASSES, lambda f: f @ head, lambda f: f @ teacher_head)
+  return view, head, teacher_head
 
 
 FEATURES = np.array([[0.3, -1.0, 2.0], [1.0, 0.5, -0.2], [-0.7, 0.1, 0.4], [0.2, 2.0, -1.0]], np.float32)
@@ -174,9 +177,8 @@ def test_keys_depend_on_every_part_of_the_address_and_on_nothing_else():
 
 def test_freezing_copies():
   model = make_student('resnet8', 2)
-  student = jax.jit(lambda key: states.init_student(model, states.student_optimizer(config.Optimisation()), (8, 8, 1), key))(
-      jax.random.key(0)
-  )
+  optimizer = states.student_optimizer(config.Optimisation())
+  student = jax.jit(lambda key: states.init_student(model, optimizer, (8, 8, 1), key))(jax.random.key(0))
   teacher = states.freeze(student)
   for ours, frozen in zip(jax.tree.leaves(student.variables), jax.tree.leaves(teacher.variables), strict=True):
     assert ours.unsafe_buffer_pointer() != frozen.unsafe_buffer_pointer()

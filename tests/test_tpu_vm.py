@@ -40,7 +40,8 @@ def launch(tmp_path):
 
   def run(*arguments, **environment):
     environment = os.environ | {'PATH': f'{bin_folder}:{os.environ["PATH"]}', 'STAND_IN': str(tmp_path)} | environment
-    return subprocess.run(['experiments/tpu_vm.sh', *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    command = ['experiments/tpu_vm.sh', *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
   return run
 
@@ -51,7 +52,8 @@ def test_every_worker_runs_the_command_in_an_environment_made_once(launch, tmp_p
     process = launch('slice', 'here-1a', *command)
     assert process.returncode == 0, process.stderr
   # On each of the two workers, the checkout unpacked and the words unbroken.
-  assert process.stdout.count('two words|--distributed=auto|') == 2 and process.stdout.count('requirements-tpu.txt') == 2
+  assert process.stdout.count('two words|--distributed=auto|') == 2
+  assert process.stdout.count('requirements-tpu.txt') == 2
   assert [(tmp_path / f'worker{i}' / 'environments').read_text() for i in (0, 1)] == ['made\n', 'made\n']
   calls = (tmp_path / 'calls').read_text()
   assert calls.count('tpu-vm scp') == 2 and calls.count('tpu-vm ssh slice') == 4

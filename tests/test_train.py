@@ -71,7 +71,8 @@ def test_several_steps_a_call_come_to_the_same_and_are_traced_once(whole_run, da
   programs.clear()
   train.run(several, tmp_path, dataset)
   assert set(programs.programs_for(several, train.check(several, dataset), dataset).traces().values()) == {1}
-  lines = [[json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()] for folder in (tmp_path, whole_run[0])]
+  logs = [(folder / 'metrics.jsonl').read_text() for folder in (tmp_path, whole_run[0])]
+  lines = [[json.loads(line) for line in log.splitlines()] for log in logs]
   assert [line['at'] for line in lines[0]] == [line['at'] for line in lines[1]]
   assert [line.get('steps') for line in lines[0]] == [line.get('steps') for line in lines[1]]
   # Within a loop XLA fuses otherwise, which a whole run amplifies: the first task, before it does, is held tight.
@@ -90,7 +91,8 @@ def test_results_hold_what_is_promised(whole_run):
   workdir, results, *_ = whole_run
   stored = json.loads((workdir / 'results.json').read_text())
   assert stored == json.loads(json.dumps(dataclasses.asdict(results)))
-  assert (stored['method'], stored['dataset'], stored['student'], stored['num_tasks']) == ('abd', 'digits', 'resnet8', 5)
+  said = [stored[name] for name in ('method', 'dataset', 'student', 'num_tasks')]
+  assert said == ['abd', 'digits', 'resnet8', 5]
   matrix = np.array(stored['accuracy_matrix'], float)
   assert matrix.shape == (5, 5) and np.array_equal(np.isnan(matrix), np.triu(np.ones((5, 5), bool), 1))
   assert stored['final_accuracy'] == stored['accuracy_after_task'][-1]
@@ -212,7 +214,7 @@ def test_a_damaged_checkpoint_falls_back_on_the_one_before(dataset, tmp_path):
   base = with_values(TINY, {'method': 'base', 'num_classes': 4, 'num_tasks': 2})
   results = train.run(base, tmp_path, dataset)
   whole = final_states(tmp_path)
-  newest, older = sorted((tmp_path / 'checkpoints').iterdir(), key=lambda path: -int(path.name))
+  newest, _ = sorted((tmp_path / 'checkpoints').iterdir(), key=lambda path: -int(path.name))
   (tmp_path / 'results.json').unlink()
   for file in newest.rglob('*'):
     if file.is_file() and file.parent != newest:  # Orbax's own notes stay
@@ -240,7 +242,8 @@ def test_too_large_a_batch_is_refused(dataset):
 
 
 def test_a_size_that_the_generator_cannot_make_is_refused(dataset):
-  with pytest.raises(UserError, match='--generator=cifar: images of 6x6 cannot be generated: both sides must be multiples'):
+  sentence = '--generator=cifar: images of 6x6 cannot be generated: both sides must be multiples'
+  with pytest.raises(UserError, match=sentence):
     train.check(with_values(TINY, {'image_size': 6}), dataset)
   train.check(with_values(TINY, {'image_size': 6, 'method': 'base'}), dataset)  # which does not dream
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from abd_jax.errors import UserError
+from abd_jax.written import check_lines
 
 
 def checked_images(images, image_size, channels=None):
@@ -50,6 +51,7 @@ def checked_names(class_names, known=()):
   wrong = [name for name in names if not isinstance(name, str) or not name]
   if wrong:
     raise UserError(f'Class names must be texts, and {wrong[0]!r} is not.')
+  check_lines(names, 'The class name')
   if not names:
     raise UserError('There must be at least one class to learn.')
   twice = sorted({name for name in names if names.count(name) > 1})

@@ -3,6 +3,7 @@
 Imported only when `cifar100` is asked for without a `cifar100.npz`.
 """
 
+import gzip
 import hashlib
 import io
 import tarfile
@@ -12,6 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from abd_jax.data.photographs import FORMATS
 from abd_jax.errors import UserError
 
 ARCHIVE = 'cifar-100-binary.tar.gz'
@@ -20,6 +22,7 @@ ARCHIVE_SHA256 = '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8
 VERSION = '3.0.2'  # the layout of stock TFDS, so that either's files serve
 _RECORD = 2 + 32 * 32 * 3  # coarse label, fine label, red, green and blue planes
 _SIZES = {'train': 50000, 'test': 10000}
+_MOST_NAMES = 10_000  # bytes of a list of names
 
 
 def read_cifar100(data_dir, verify_checksum=True):
@@ -64,12 +67,18 @@ def _read_split(builder, split):
   source = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
   images = np.empty((len(source), 32, 32, 3), np.uint8)
   labels = np.empty(len(source), np.int64)
+  found = np.zeros(len(source), bool)
   for start in range(0, len(source), 1000):  # a thousand at a call: one by one takes twice the time
     for record in source.__getitems__(range(start, min(start + 1000, len(source)))):
       name = record['id'].decode() if isinstance(record['id'], bytes) else str(record['id'])
       index = int(name.rsplit('_', 1)[1])
-      images[index] = np.asarray(Image.open(io.BytesIO(record['image'])))
+      if not 0 <= index < len(source) or found[index]:
+        raise ValueError(f'{name} is there twice, or beyond {len(source)} images')
+      found[index] = True
+      images[index] = np.asarray(Image.open(io.BytesIO(record['image']), formats=FORMATS))
       labels[index] = record['label']
+  if not len(labels) or not 0 <= labels.min() <= labels.max() < builder.info.features['label'].num_classes:
+    raise ValueError(f'{split} has no images, or labels that no class has')
   return images, labels
 
 
@@ -79,12 +88,26 @@ def _prepare(data_dir, verify_checksum):
     _download(archive)
   if verify_checksum:
     _check_sha256(archive)
-  names = _read_member(archive, 'fine_label_names.txt').decode().split()
-  coarse_names = _read_member(archive, 'coarse_label_names.txt').decode().split()
+  _builder_class()(*read_archive(archive), data_dir=data_dir, file_format='array_record').download_and_prepare()
+
+
+def read_archive(archive):
+  """What the binary archive holds.
+
+  Returns:
+    ({'train', 'test': u8[M, 3074]}, names, coarse_names); a record is coarse label, label, and planes of red, green and
+    blue.
+
+  Raises:
+    UserError: it is damaged, or another archive.
+  """
+  sizes = {f'{split}.bin': count * _RECORD for split, count in _SIZES.items()}
+  members = _read_members(archive, {'fine_label_names.txt': None, 'coarse_label_names.txt': None, **sizes})
+  names, coarse_names = (_names(archive, members, kind) for kind in ('fine', 'coarse'))
   if len(names) != 100 or len(coarse_names) != 20:
     raise UserError(f'{archive} names {len(names)} classes and {len(coarse_names)} groups: CIFAR-100 has 100 and 20.')
-  records = {split: _read_records(archive, split) for split in _SIZES}
-  _builder_class()(records, names, coarse_names, data_dir=data_dir, file_format='array_record').download_and_prepare()
+  records = {split: _records(archive, split, members[f'{split}.bin']) for split in _SIZES}
+  return records, names, coarse_names
 
 
 def _download(archive):
@@ -121,22 +144,62 @@ def _check_sha256(archive):
     )
 
 
-def _read_member(archive, name):
+class _Bounded:
+  """What an archive unpacks to, in the one direction in which it is read, to twice what CIFAR-100 has."""
+
+  def __init__(self, file, archive):
+    self._file, self._archive, self._read = file, archive, 0
+
+  def read(self, size):
+    block = self._file.read(size)
+    self._read += len(block)
+    self.check(self._read)
+    return block
+
+  def check(self, size):
+    if size > 2 * (sum(_SIZES.values()) * _RECORD + _MOST_NAMES):
+      raise UserError(f'{self._archive} is not the CIFAR-100 binary archive: it unpacks to twice as much and more.')
+
+
+def _read_members(archive, sizes):
+  """{name: bytes} of the archive's files, those in `sizes` by name, each of so many bytes or few.
+
+  They are read where they stand: nothing is unpacked to disk, so that it matters to no one where names or links lead.
+  """
+  found = {}
   try:
-    with tarfile.open(archive, 'r:gz') as tar:
-      return tar.extractfile(f'cifar-100-binary/{name}').read()
-  except (tarfile.TarError, EOFError, OSError, KeyError, AttributeError) as error:
-    raise UserError(
-        f'{archive} is truncated or not the CIFAR-100 binary archive: {name} cannot be read from it ({error}).'
-    ) from None
+    with gzip.open(archive) as file, tarfile.open(fileobj=(bounded := _Bounded(file, archive)), mode='r|') as tar:
+      for member in tar:
+        bounded.check(member.size)  # before tarfile looks for the end of a terabyte that is not there
+        name = member.name.removeprefix('cifar-100-binary/')
+        if name == member.name or name not in sizes:
+          continue
+        if not member.isreg():
+          raise UserError(f'{archive}: {name} is a link or a folder, not a file.')
+        if sizes[name] not in (None, member.size):
+          records = sizes[name] // _RECORD
+          raise UserError(f'{archive}: {name} has {member.size} bytes, not {records} records of {_RECORD}.')
+        found[name] = tar.extractfile(member).read(sizes[name] or _MOST_NAMES)
+  except UserError:
+    raise
+  except Exception as error:  # tarfile and zlib raise whatever a damaged archive makes them
+    raise UserError(f'{archive} is truncated or not the CIFAR-100 binary archive: {error}.') from None
+  missing = [name for name in sizes if name not in found]
+  if missing:
+    raise UserError(f'{archive} is not the CIFAR-100 binary archive: it has no cifar-100-binary/{missing[0]}.')
+  return found
 
 
-def _read_records(archive, split):
+def _names(archive, members, kind):
+  try:
+    return members[f'{kind}_label_names.txt'].decode().split()
+  except UnicodeDecodeError:
+    raise UserError(f'{archive}: {kind}_label_names.txt is not UTF-8 text.') from None
+
+
+def _records(archive, split, content):
   """u8[M, record] of a split, checked."""
-  data = np.frombuffer(_read_member(archive, f'{split}.bin'), np.uint8)
-  if len(data) != _SIZES[split] * _RECORD:
-    raise UserError(f'{archive}: {split}.bin has {len(data)} bytes, not {_SIZES[split]} records of {_RECORD}.')
-  records = data.reshape(-1, _RECORD)
+  records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
   if records[:, 0].max() >= 20 or records[:, 1].max() >= 100:
     raise UserError(f'{archive}: {split}.bin has labels beyond 20 groups and 100 classes.')
   return records

@@ -2,13 +2,12 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
+from abd_jax.data.photographs import FORMATS
 from abd_jax.errors import UserError
-
-_FORMATS = ('JPEG', 'PNG', 'WEBP')
+from abd_jax.written import check_lines, place, shown
 
 
 def class_files(folder):
@@ -17,14 +16,15 @@ def class_files(folder):
   Raises:
     UserError: there are no such folders, one has no file, or files lie beside them.
   """
-  folder = Path(folder)
+  folder = place(folder)
   _check_folder(folder)
   entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith('.')]
   beside = [entry for entry in entries if not entry.is_dir()]
   if beside:
-    raise UserError(f'{beside[0]} lies beside the class folders, so it has no class: move it into one, or away.')
+    raise UserError(f'{shown(beside[0])} lies beside the class folders, so it has no class: move it into one, or away.')
   if not entries:
     raise UserError(f'{folder} has no folders: there must be one for each class, named after it, with its images.')
+  check_lines([entry.name for entry in entries], f'{shown(folder)}: the name of the folder')
   files = {entry.name: files_below(entry) for entry in entries}
   empty = [name for name, found in files.items() if not found]
   if empty:
@@ -34,7 +34,7 @@ def class_files(folder):
 
 def _check_folder(folder):
   if not folder.is_dir():
-    raise UserError(f'{folder} is not a folder.' if folder.exists() else f'There is no {folder}.')
+    raise UserError(f'{shown(folder)} is not a folder.' if folder.exists() else f'There is no {shown(folder)}.')
 
 
 def files_below(path):
@@ -43,7 +43,7 @@ def files_below(path):
   Raises:
     UserError: there is nothing of that name.
   """
-  path = Path(path)
+  path = place(path)
   if path.is_file():
     return [path]
   _check_folder(path)
@@ -78,11 +78,13 @@ def _read(path, size):
   from PIL import Image
 
   try:
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(path, formats=FORMATS) as image:
       image.draft('RGB', (2 * size, 2 * size))  # a JPEG many times larger need not be decoded in full
       return fit(image, size)
   except Image.UnidentifiedImageError:
     return 'not a JPEG, PNG or WebP image'
+  except Image.DecompressionBombError:
+    return f'more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels'
   except Exception as error:  # decoders raise whatever a damaged file makes them
     return str(error) or type(error).__name__
 

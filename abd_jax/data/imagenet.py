@@ -7,6 +7,7 @@ import numpy as np
 
 from abd_jax.data.photographs import Photographs, read_whole, workers
 from abd_jax.errors import UserError
+from abd_jax.written import check_lines, shown
 
 _TINY = 'tiny-imagenet-200'
 _TINY_SIZE = 64
@@ -27,7 +28,18 @@ def _files(folder):
 
 
 def _class_folders(root):
-  return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith('.'))
+  found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith('.'))
+  if not found:
+    raise UserError(f'{root} has no folders: there must be one for each class, named after its wnid.')
+  check_lines(found, f'{root}: the name of the folder')
+  return found
+
+
+def _text(path):
+  try:
+    return path.read_text('utf-8')
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'{path} cannot be read as text: {error}.') from None
 
 
 def _labelled(root, wnids, below=''):
@@ -67,10 +79,13 @@ def read_tiny_imagenet(data_dir):
   wnids = _class_folders(root / 'train')
   train_files, train_labels = _labelled(root / 'train', wnids, 'images')
   label_of = {wnid: label for label, wnid in enumerate(wnids)}
-  lines = [line.split('\t')[:2] for line in annotations.read_text().splitlines() if line.strip()]
+  lines = [line.split('\t')[:2] for line in _text(annotations).splitlines() if line.strip()]
   unknown = [line for line in lines if len(line) < 2 or line[1] not in label_of]
   if unknown:
-    raise UserError(f'{annotations}: "{" ".join(unknown[0])}" names no class of {root / "train"}.')
+    raise UserError(f'{annotations}: "{shown(" ".join(unknown[0]))}" names no class of {root / "train"}.')
+  outside = [name for name, _ in lines if Path(name).name != name]
+  if outside:
+    raise UserError(f'{annotations}: "{shown(outside[0])}" is no name of a file in {root / "val" / "images"}.')
   test_files = [root / 'val' / 'images' / name for name, _ in lines]
   return {
       'train_images': _decoded(train_files),
@@ -83,9 +98,11 @@ def read_tiny_imagenet(data_dir):
 
 def _names(words, wnids):
   """The first word for each class; the wnid where there is none."""
-  lines = words.read_text().splitlines() if words.is_file() else []
+  lines = _text(words).splitlines() if words.is_file() else []
   names = dict(line.split('\t')[:2] for line in lines if '\t' in line)
-  return tuple(names.get(wnid, wnid).split(',')[0].strip() for wnid in wnids)
+  found = tuple(names.get(wnid, wnid).split(',')[0].strip() for wnid in wnids)
+  check_lines(found, f'{words}: the name')
+  return found
 
 
 def _decoded(files):
@@ -113,8 +130,6 @@ def read_imagenet(data_dir):
   """
   root = _imagenet_root(Path(data_dir))
   wnids = _class_folders(root / 'train')
-  if not wnids:
-    raise UserError(f'{root / "train"} has no folders: there must be one for each class, named after its wnid.')
   arrays = {'class_names': tuple(wnids)}
   for split, folder in (('train', 'train'), ('test', 'val')):
     files, arrays[f'{split}_labels'] = _labelled(root / folder, wnids)

@@ -15,6 +15,8 @@ import numpy as np
 
 from abd_jax.errors import UserError
 
+# What an image may be, whatever its file is called: other decoders of Pillow's start programs.
+FORMATS = ('JPEG', 'PNG', 'WEBP')
 # The share of an image that a random crop covers, its width to its height, and how often one is tried that fits.
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
@@ -120,7 +122,7 @@ def _opened(item):
   if isinstance(item, np.ndarray):
     return Image.fromarray(item)
   try:
-    return Image.open(item)
+    return Image.open(item, formats=FORMATS)
   except Exception as error:  # whatever Pillow meets in what is no image
     raise _unreadable(item, error) from None
 

@@ -1,15 +1,14 @@
 """Data sets as arrays: where they are found, how they are read."""
 
 import dataclasses
-import zipfile
-import zlib
-from pathlib import Path
 
 import numpy as np
 
+from abd_jax import npz
 from abd_jax.data import imagenet
 from abd_jax.data.photographs import Photographs
 from abd_jax.errors import UserError
+from abd_jax.written import check_lines, place
 
 CIFAR100_MEAN = (0.50707516, 0.48654887, 0.44091784)
 CIFAR100_STD = (0.26733429, 0.25643846, 0.27615047)
@@ -17,6 +16,8 @@ TINY_IMAGENET_MEAN = (0.4389, 0.4114, 0.3682)
 TINY_IMAGENET_STD = (0.2402, 0.2350, 0.2268)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of an npz file.
+_KEYS = ('train_images', 'train_labels', 'test_images', 'test_labels', 'class_names')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ def load(name, data_dir='~/data', verify_checksum=True):
   Raises:
     UserError: no such data set, or its files are missing or damaged.
   """
-  data_dir = Path(data_dir).expanduser()
+  data_dir = place(data_dir, '--data_dir=')
   if name == 'digits':
     return _digits()
   if name == 'cifar100':
@@ -85,7 +86,7 @@ def load(name, data_dir='~/data', verify_checksum=True):
     order = imagenet.imagenet_order(len(arrays['class_names']))
     return Dataset(name, **arrays, mean=IMAGENET_MEAN, std=IMAGENET_STD, class_order=order)
   if name.startswith('npz:'):
-    path = Path(name.removeprefix('npz:')).expanduser()
+    path = place(name.removeprefix('npz:'), '--dataset=npz:')
     return _standardised_by_itself(name, **_read_npz(path))
   raise UserError(f'--dataset={name} is not one of digits, cifar100, tiny_imagenet, imagenet, npz:PATH.')
 
@@ -133,34 +134,25 @@ def _cifar100(data_dir, verify_checksum):
 
 
 def _read_npz(path):
-  """The five arrays of an npz file, checked; nothing in it is ever unpickled."""
-  keys = ('train_images', 'train_labels', 'test_images', 'test_labels', 'class_names')
+  """The five arrays of an npz file, checked."""
   if not path.is_file():
     raise UserError(f'There is no file {path}.')
-  try:
-    file = np.load(path, allow_pickle=False)
-    if not isinstance(file, np.lib.npyio.NpzFile):
-      raise UserError(f'{path} holds one array, not the {len(keys)} of an npz file.')
-    with file:
-      missing = [key for key in keys if key not in file]
-      if missing:
-        raise UserError(f'{path} lacks {", ".join(missing)}: its keys must be {", ".join(keys)}.')
-      arrays = {key: file[key] for key in keys}
-  except (OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError) as error:
-    if isinstance(error, UserError):
-      raise
-    raise UserError(f'{path} cannot be read as an npz file of plain arrays: {error}.') from None
-  if arrays['class_names'].ndim != 1:
+  arrays = npz.read(path, path, _KEYS)
+  names = arrays['class_names']
+  if names.ndim != 1 or names.dtype.kind not in 'Uiu':
     raise UserError(f'{path}: class_names must be a list of names.')
-  arrays['class_names'] = tuple(str(name) for name in arrays['class_names'])
+  arrays['class_names'] = tuple(str(name) for name in names)
+  check_lines(arrays['class_names'], f'{path}: the class name')
   for split in ('train', 'test'):
     images, labels = arrays[f'{split}_images'], arrays[f'{split}_labels']
     if images.dtype != np.uint8 or images.ndim != 4:
       raise UserError(f'{path}: {split}_images must be uint8 [M, H, W, C], not {images.dtype} {list(images.shape)}.')
+    if not images.size and (split == 'train' or len(images)):
+      raise UserError(f'{path}: {split}_images are empty: their shape is {list(images.shape)}.')
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
       raise UserError(f'{path}: {split}_labels must be one whole number for each of {len(images)} images.')
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(arrays['class_names']):
-      raise UserError(f'{path}: {split}_labels must lie between 0 and {len(arrays["class_names"]) - 1}.')
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+      raise UserError(f'{path}: {split}_labels must lie between 0 and {len(names) - 1}.')
     arrays[f'{split}_labels'] = labels.astype(np.int64)
   if arrays['train_images'].shape[1:] != arrays['test_images'].shape[1:]:
     shapes = [list(arrays[f'{split}_images'].shape[1:]) for split in ('train', 'test')]
