@@ -61,7 +61,8 @@ def test_its_faults_are_the_committed_ones():
   signals = sum(n['tried'] for report in reports for fault, n in report['faults'].items() if 'SIG' in fault)
   assert f'{signals} kills and SIGTERMs' in said
   one, two = (report for report in reports if report['work_lost_by_a_kill'])
-  lost, stopping = ([report[name] for report in (one, two)] for name in ('work_lost_by_a_kill', 'from_sigterm_to_the_end'))
+  lost = [report['work_lost_by_a_kill'] for report in (one, two)]
+  stopping = [report['from_sigterm_to_the_end'] for report in (one, two)]
   assert f'{lost[0]["median"]:.1f} s of work in the median' in said
   assert f'{max(part["worst"] for part in lost):.1f} s at worst' in said
   assert f'{max(part["worst"] for part in stopping):.1f} s at most' in said
