@@ -1,5 +1,6 @@
 """What the README shows is what is there."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,18 @@ def test_a_method_registered_again_is_replaced_and_the_packages_own_are_not(monk
   assert methods.METHODS['mine'] is second
   with pytest.raises(UserError, match='There is a method called abd already: choose another name.'):
     methods.register(Method('abd', (), ()))
+
+
+def test_its_faults_are_the_committed_ones():
+  said = README.split('<!-- faults -->\n')[1].split('<!-- /faults -->')[0].replace('\n', ' ')
+  reports = list(json.loads((ROOT / 'experiments' / 'results' / 'faults' / 'faults.json').read_text()).values())
+  tried, survived = (sum(report[name] for report in reports) for name in ('tried', 'survived'))
+  assert f'{tried} faults tried, {survived} survived' in said
+  signals = sum(n['tried'] for report in reports for fault, n in report['faults'].items() if 'SIG' in fault)
+  assert f'{signals} kills and SIGTERMs' in said
+  one, two = (report for report in reports if report['work_lost_by_a_kill'])
+  lost = [report['work_lost_by_a_kill'] for report in (one, two)]
+  stopping = [report['from_sigterm_to_the_end'] for report in (one, two)]
+  assert f'{lost[0]["median"]:.1f} s of work in the median' in said
+  assert f'{max(part["worst"] for part in lost):.1f} s at worst' in said
+  assert f'{max(part["worst"] for part in stopping):.1f} s at most' in said
