@@ -77,6 +77,13 @@ def _dict_of(fits, *needed):
   )
 
 
+def _is_of_task(value):
+  return (
+      isinstance(value, dict) and set(value) == {'seconds', 'peak_memory_bytes'}
+      and _dict_of(_is_number)(value['seconds']) and _is_count(value['peak_memory_bytes'])
+  )
+
+
 def _is_flag(value):
   return value is None or isinstance(value, bool | int) or _is_number(value) or _is_text(value) or is_of(value, tuple)
 
@@ -112,4 +119,5 @@ _FORM = {
     'config': (_dict_of(_is_flag), 'values by flag'),
     'synthetic_confidence': (_list_of(_or_null(_is_number)), 'a list of numbers'),
     'class_names': (_list_of(_is_text), 'a list of names'),
+    'by_task': (_list_of(_is_of_task), 'a list of what each task took, seconds and peak_memory_bytes'),
 }

@@ -57,6 +57,10 @@ EDITED = {
     'no task': (changed(accuracy_after_task=[]), 'accuracy_after_task must be a list of numbers from 0 to 100'),
     'a row gone': (changed(accuracy_matrix=RESULTS['accuracy_matrix'][1:]), 'accuracy_matrix ' + TRIANGLE),
     'a figure before its task': (changed(accuracy_matrix_local=5 * [5 * [50]]), 'accuracy_matrix_local ' + TRIANGLE),
+    'a task of words': (
+        changed(by_task=[{'seconds': {'train': 'long'}, 'peak_memory_bytes': 1}]),
+        'by_task must be a list of what each task took, seconds and peak_memory_bytes',
+    ),
     'too few names': (changed(class_names=['a']), 'class_names has 1 names for the 10 classes of class_order'),
     'seconds without their sum': (changed(seconds={'train': 1}), 'seconds must be numbers by name, total among them'),
     'a rate that is text': (
