@@ -13,6 +13,7 @@ from abd_jax import config, model_files, report, train
 from abd_jax.classifier import DEFAULTS, Classifier, with_settings
 from abd_jax.data import load
 from abd_jax.learner import Learner
+from abd_jax.models import STUDENTS
 from abd_jax.pictures import load_synthetic
 from abd_jax.upper_bounds import stored
 from tests.test_bad_input import assert_is, refused
@@ -198,7 +199,7 @@ MODELS = {
     ),
     'an unknown student': (
         lambda where, said: {'config': said['config'] | {'student': 'vgg'}},
-        f' {DESCRIBED}--student=vgg is not one of resnet8, resnet20, resnet32, resnet18.',
+        f' {DESCRIBED}--student=vgg is not one of {", ".join(STUDENTS)}.',
     ),
     'another student': (
         lambda where, said: {'config': said['config'] | {'student': 'resnet20'}},

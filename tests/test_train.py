@@ -129,13 +129,13 @@ class StopAfter(StopSignal):
   """A stop signal that comes after so many steps of the run."""
 
   def __init__(self, steps):
-    self._left = steps
-    self._previous = None
+    super().__init__()
+    self._steps = steps
 
   @property
   def received(self):
-    self._left -= 1
-    return self._left <= 0
+    self._steps -= 1
+    return self._steps <= 0
 
   @received.setter
   def received(self, value):

@@ -131,9 +131,10 @@ def whole(settings):
 
 
 def again(settings):
-  """The whole schedule once more, at a hundredth of its rate."""
+  """The whole schedule once more, at a hundredth of its rate; longer or shorter it decays in proportion."""
   rate = settings.second_learning_rate or 0.01 * settings.learning_rate
-  return Schedule(settings.second_epochs or settings.epochs, rate, settings.decay_at)
+  epochs = settings.second_epochs or settings.epochs
+  return Schedule(epochs, rate, tuple(mark * epochs // settings.epochs for mark in settings.decay_at))
 
 
 @dataclasses.dataclass(frozen=True)
