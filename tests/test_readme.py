@@ -16,7 +16,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 
 
-@pytest.mark.parametrize('mark, folder', [('results', '.'), ('250 epochs', 'mini_250_epochs')])
+@pytest.mark.parametrize('mark, folder', [
+    ('results', '.'), ('coreset 100', 'mini_coreset_100'), ('250 epochs', 'mini_250_epochs')
+])
 def test_its_tables_are_the_reports(capsys, mark, folder):
   inside = README.split(f'<!-- {mark} -->\n')[1].split(f'<!-- /{mark} -->')[0]
   assert report.main([str(path) for path in sorted((ROOT / 'experiments' / 'results' / folder).glob('*.json'))]) == 0
