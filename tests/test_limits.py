@@ -22,13 +22,13 @@ DRAW = np.random.default_rng(0)
 HEAD, TEACHER_HEAD = DRAW.normal(0, 0.1, (2, FEATURES, CLASSES)).astype(np.float32)
 DRAWN = DRAW.normal(size=(3, 2 * ROWS, FEATURES)).astype(np.float32)  # of student, teacher, student before
 PHASES = {
-    f'{name}: {phase.name}': phase
+    f'{name}: {phase.name}': (method, phase)
     for name, method in METHODS.items() if name != 'dgr'  # whose VAE has figures of its own, below a thousand
     for phase in method.later
 }
 
 
-def view_of(features, scale, past, seen, phase):
+def view_of(features, scale, past, seen, method, phase):
   """Four rows of the newest classes and as many synthetic ones, under linear heads `scale` large."""
   classify = lambda x: scale * (x @ HEAD)  # noqa: E731
   by_teacher = lambda x: scale * (x @ TEACHER_HEAD)  # noqa: E731
@@ -36,20 +36,21 @@ def view_of(features, scale, past, seen, phase):
   both = Rows(labels, features, classify(features), DRAWN[1], by_teacher(DRAWN[1]), classify(DRAWN[2]))
   real, synthetic = (jax.tree.map(lambda rows: rows[part], both) for part in (slice(ROWS), slice(ROWS, None)))  # noqa: B023
   tasks = jnp.asarray(np.arange(CLASSES) // 500)
-  own = {'scale': jnp.ones(CLASSES), 'shift': jnp.zeros(CLASSES)}
+  own = method.own and method.own((8, 8, 1), 2, FEATURES)(jax.random.key(0))
+  met = jnp.zeros(CLASSES, jnp.int32) if method.tallies else None
   if not phase.dreams:
     both, synthetic = real, None
   return View(
-      real, synthetic, both, past, seen, CLASSES, classify, by_teacher, own=own, tasks=tasks
+      real, synthetic, both, past, seen, CLASSES, classify, by_teacher, own=own, tasks=tasks, met=met
   )
 
 
 @pytest.mark.parametrize('name', PHASES)
 def test_losses_and_their_gradients_are_finite_of_a_thousand_classes_at_any_scale(name):
-  phase = PHASES[name]
+  method, phase = PHASES[name]
 
   def total(features, scale, past, seen):
-    return phase.loss(view_of(features, scale, past, seen, phase), config.Hyperparameters())
+    return phase.loss(view_of(features, scale, past, seen, method, phase), config.Hyperparameters())
 
   differentiated = jax.jit(jax.value_and_grad(total, has_aux=True))
   for past, seen in ((500, 1000), (1, 2)):
