@@ -220,7 +220,7 @@ def test_r_dfcil_leaves_nothing_of_one_task_behind(tmp_path, monkeypatch):
     assert 'own' not in known.variables['params']
     heads.append(known.variables['params']['head'])
   assert known.class_names == LESSONS[0] + LESSONS[2] and [set(head) for head in heads] == [{'kernel'}] * 2
-  # The rows of the four classes learned moved in the second lesson; those of classes yet to come are as they were drawn.
+  # The rows of the four classes learned moved in the second lesson; those of classes yet to come are as drawn.
   moved = np.any(heads[0]['kernel'] != heads[1]['kernel'], axis=0)
   assert moved.tolist() == [True] * 4 + [False] * 12 and np.all(heads[1]['kernel'][:, 4:] != 0)
   model.save(tmp_path / 'model')
