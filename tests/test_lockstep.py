@@ -20,6 +20,7 @@ from abd_jax.methods import METHODS
 from abd_jax.models.convolution import conv_general_dilated
 from abd_jax.parallel import CompiledStep, compile_step, put
 from abd_jax.stopping import Preempted, StopSignal
+from tests.test_methods import small  # noqa: F401  (a fixture)
 from tests.test_train import TINY, final_states
 
 SHORT = with_values(TINY, dict(num_classes=4, num_tasks=2, seeds=(0, 1)))
@@ -34,7 +35,7 @@ def dataset():
 
 
 @pytest.fixture(scope='module')
-def alone(dataset, tmp_path_factory):
+def alone(small, dataset, tmp_path_factory):  # noqa: F811
   """The seeds in turns: their workdirs and results."""
   folder = tmp_path_factory.mktemp('alone')
   found = []
@@ -127,7 +128,7 @@ def test_sigterm_stops_all_at_one_place_from_which_they_go_on(alone, one_by_one,
   _assert_same_runs(tmp_path, _together(tmp_path, dataset), alone)
 
 
-def test_one_that_goes_astray_ends_all(dataset, tmp_path, monkeypatch):
+def test_one_that_goes_astray_ends_all(alone, dataset, tmp_path, monkeypatch):
   loop = train._Run._loop
 
   def failing(self, *arguments):
@@ -219,7 +220,7 @@ def test_a_step_of_several_is_the_step_of_each():
     assert total == 1 + i
 
 
-def test_steps_of_several_runs_are_their_own(dataset):
+def test_steps_of_several_runs_are_their_own(small, dataset):  # noqa: F811
   """A step of ABD and one of its inversion, of two seeds at once and alone: the order of sums alone differs."""
   found = {}
   tasks = [train.check(dataclasses.replace(SHORT, seed=seed), dataset) for seed in SHORT.seeds]
@@ -252,7 +253,7 @@ def test_steps_of_several_runs_are_their_own(dataset):
   assert abs(losses[0] - losses[1]) > 1e-3  # each its own
 
 
-def test_a_place_is_where_a_run_looks_for_it(dataset):
+def test_a_place_is_where_a_run_looks_for_it(small, dataset):  # noqa: F811
   tasks = train.check(SHORT, dataset)
   compiled = programs.programs_for(SHORT, tasks, dataset)
   learn = inspect.signature(compiled.learn[METHODS['abd'].first[0]]._step).parameters
