@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import numpy as np
 
@@ -86,9 +87,14 @@ def ticks(low, high, most=6):
   return tuple(step * n for n in range(first, math.floor(high / step + 1e-9) + 1))
 
 
+def _is_finite(value):
+  """Whether a number is one that a float can hold: a whole number may be larger."""
+  return abs(value) <= sys.float_info.max
+
+
 def number(value, digits=3):
   """A number as it is said in a chart: so many significant digits, no exponent between 0.001 and a million."""
-  if value is None or not math.isfinite(value):
+  if value is None or not _is_finite(value):
     return '–'
   if value and not 1e-3 <= abs(value) < 1e6:
     return f'{value:.{digits - 1}e}'.replace('e+0', 'e').replace('e-0', 'e-')
@@ -146,7 +152,7 @@ def _thinned(series):
   """The series with finite points alone, and no more of them than can be told apart."""
   spreads = series.spreads or (0.0,) * len(series.xs)
   points = zip(series.xs, series.ys, spreads, strict=True)
-  points = [point for point in points if all(value is not None and math.isfinite(value) for value in point)]
+  points = [point for point in points if all(value is not None and _is_finite(value) for value in point)]
   every = -(-len(points) // _MOST_POINTS)
   if series.line and every > 1:  # means of neighbours
     points = [tuple(np.mean(points[i : i + every], axis=0)) for i in range(0, len(points), every)]
@@ -207,7 +213,7 @@ def heat_map(rows, high):
   Returns:
     [[(text in %, background, ink), or None]]: cividis, and what can be read on it.
   """
-  return [[None if value is None or not math.isfinite(value) else _cell(value / high) for value in row] for row in rows]
+  return [[None if value is None or not _is_finite(value) else _cell(value / high) for value in row] for row in rows]
 
 
 def _cell(share):

@@ -5,7 +5,6 @@ A field's name is its flag's, its default the flag's default, its metadata the h
 """
 
 import dataclasses
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -238,7 +237,7 @@ def _check(leaf):
     raise UserError(f'--{leaf.name}={text_of(leaf.value)} must be at least 0.')
   if metadata['choices'] and leaf.name != 'method':
     _check_choice(leaf.name, leaf.value, metadata['choices'])
-  if kind is float and not math.isfinite(leaf.value):
+  if kind is float and not abs(leaf.value) <= sys.float_info.max:  # a whole number may be larger than any float
     raise UserError(f'--{leaf.name}={leaf.value} must be a finite number.')
   if metadata['at_least'] is not None and not leaf.value >= metadata['at_least']:
     raise UserError(f'--{leaf.name}={leaf.value} must be at least {metadata["at_least"]}.')
