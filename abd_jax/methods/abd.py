@@ -4,16 +4,15 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from abd_jax.losses import (
-    balance_weights,
-    batch_mean,
-    cross_entropy,
-    feature_distillation,
-    knowledge_distillation,
-    local_cross_entropy,
-    plain_feature_distillation,
+  balance_weights,
+  batch_mean,
+  cross_entropy,
+  feature_distillation,
+  knowledge_distillation,
+  local_cross_entropy,
+  plain_feature_distillation,
 )
 from abd_jax.methods.interface import Method, Phase
-
 
 ABLATIONS = ('balance', 'local_ce', 'real_distillation', 'synthetic_distillation', 'finetune')  # Table 3
 
