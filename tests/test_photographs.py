@@ -1,6 +1,7 @@
 """Tiny-ImageNet and ImageNet from their trees; photographs decoded as they are read, and what a phase is fed with."""
 
 import json
+import re
 import threading
 
 import jax
@@ -146,6 +147,17 @@ def test_a_crop_of_a_file_shows_its_box(tmp_path):
     middles = (np.arange(20) + 0.5) / 20
     np.testing.assert_allclose(image[10, :, 0], 255 * (left + width * middles) / 400, atol=6)
     np.testing.assert_allclose(image[:, 10, 1], 255 * (top + height * middles) / 400, atol=6)
+
+
+def test_a_file_that_breaks_off_is_named_when_it_is_met(tmp_path):
+  # Its size can be read, so that no look at the tree finds it: the run meets it while it trains.
+  write(tmp_path / 'whole.jpg', gradient(100, 100))
+  (tmp_path / 'broken.jpg').write_bytes((tmp_path / 'whole.jpg').read_bytes()[:1000])
+  photographs = Photographs.of([tmp_path / 'whole.jpg', tmp_path / 'broken.jpg'], 20)
+  sentence = re.escape(f'{tmp_path / "broken.jpg"} cannot be read as an image: ') + '.+ Mend it or take it away.'
+  for decode in (photographs.decode(), photographs.decode(np.random.default_rng(0)), photographs.__array__):
+    with pytest.raises(UserError, match=sentence):
+      decode()
 
 
 def test_kept_images_join_those_on_disk(trees):

@@ -4,6 +4,7 @@ Decoding is Pillow's, which runs outside Python's lock, so threads of this proce
 copied between processes, and an image needs no more than its pixels at the size asked for.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -116,15 +117,20 @@ def crop_box(width, height, draws):
   return (width - wide) // 2, (height - high) // 2, wide, high
 
 
+@contextlib.contextmanager
 def _opened(item):
+  """Pillow's image of a path or u8[H, W, 3]; a file is closed again, also where it breaks off."""
   from PIL import Image
 
   if isinstance(item, np.ndarray):
-    return Image.fromarray(item)
+    yield Image.fromarray(item)
+    return
   try:
-    return Image.open(item, formats=FORMATS)
+    image = Image.open(item, formats=FORMATS)
   except Exception as error:  # whatever Pillow meets in what is no image
     raise _unreadable(item, error) from None
+  with image:
+    yield image
 
 
 def _unreadable(item, error):
@@ -144,26 +150,28 @@ def read_whole(path):
   Raises:
     UserError: it cannot be read.
   """
-  return np.asarray(_rgb(_opened(path), path))
+  with _opened(path) as image:
+    return np.asarray(_rgb(image, path))
 
 
 def _crop(item, draws, size):
   from PIL import Image
 
-  image = _opened(item)
-  width, height = image.size
-  left, top, wide, high = crop_box(width, height, draws)
-  # A JPEG many times larger than needed is decoded at half, a quarter or an eighth of its size.
-  image.draft('RGB', (math.ceil(width * size / wide), math.ceil(height * size / high)))
-  across, down = image.size[0] / width, image.size[1] / height
-  box = (left * across, top * down, (left + wide) * across, (top + high) * down)
-  return np.asarray(_rgb(image, item).resize((size, size), Image.Resampling.BILINEAR, box=box))
+  with _opened(item) as image:
+    width, height = image.size
+    left, top, wide, high = crop_box(width, height, draws)
+    # A JPEG many times larger than needed is decoded at half, a quarter or an eighth of its size.
+    image.draft('RGB', (math.ceil(width * size / wide), math.ceil(height * size / high)))
+    across, down = image.size[0] / width, image.size[1] / height
+    box = (left * across, top * down, (left + wide) * across, (top + high) * down)
+    return np.asarray(_rgb(image, item).resize((size, size), Image.Resampling.BILINEAR, box=box))
 
 
 def _middle(item, size):
   from PIL import Image
 
-  image = _rgb(_opened(item), item)
+  with _opened(item) as opened:
+    image = _rgb(opened, item)
   if isinstance(item, np.ndarray) and item.shape[:2] == (size, size):
     return np.asarray(image)  # it is the middle of an image already
   factor = round(size * _MARGIN) / min(image.size)
