@@ -114,6 +114,7 @@ def test_a_full_disk_is_a_sentence_and_nothing_is_waited_for(tmp_path):
   with no_file_beyond(200), pytest.raises(UserError, match='tensorboard cannot be written: File too large.$'):
     for step in range(100):
       events.add({'at': [0, 0, step], 'task': 1, 'phase': 'learn', 'loss': 1.0})
+  events.close()
 
 
 def test_no_tensorflow_is_loaded(run):
