@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from abd_jax.data.augment import make_normalise
 from abd_jax.methods import METHODS
+from abd_jax.methods.interface import Shapes
 from abd_jax.models import make_generator, make_student
 from abd_jax.parallel import axis_of
 
@@ -65,7 +66,8 @@ class Networks:
     """
     if self.own is None:
       return None
-    return self.own(self.image_shape, 1 + max(self.task_of_class), self.classifier.feature_size)
+    features = self.classifier.feature_size
+    return self.own(Shapes(self.image_shape, 1 + max(self.task_of_class), self.num_classes, features))
 
 
 def networks_for(config, tasks, dataset):

@@ -45,6 +45,7 @@ REPLAY = {
     'deep_inversion': 'synthetic',
     'abd': 'synthetic',
     'rdfcil': 'synthetic',
+    'dream': 'synthetic',
     'rehearsal': 'coreset',
     'lwf_coreset': 'coreset',
     'e2e': 'coreset',

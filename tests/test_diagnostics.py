@@ -17,7 +17,7 @@ from abd_jax import data, diagnose, diagnostics, figures, states, train
 from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.methods.generative import replay_vae
-from abd_jax.methods.interface import OWN
+from abd_jax.methods.interface import OWN, Shapes
 from tests.test_train import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -215,7 +215,7 @@ def test_image_sets_and_replayed_images_are_synthetic_images_too(abd):
   )
   assert set(np.unique(images)) == {0, 1, 2, 3, 4}
   # A decoder of zeros makes grey images.
-  shapes = jax.eval_shape(replay_vae((8, 8, 1), 5, 64), jax.random.key(0))
+  shapes = jax.eval_shape(replay_vae(Shapes((8, 8, 1), 5, 10, 64)), jax.random.key(0))
   vae = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
   teacher = run.teacher.replace(params={**run.teacher.params, OWN: vae})
   dgr = dataclasses.replace(

@@ -18,6 +18,7 @@ import pytest
 
 from abd_jax import config, interop, inversion, losses, states, steps
 from abd_jax.methods import METHODS
+from abd_jax.methods.interface import Shapes
 from tests import golden_figures
 
 # Relative tolerances of: a value, an image gradient, the losses of four successive steps, weights after the first step
@@ -180,7 +181,7 @@ def test_four_successive_steps_of_a_method(golden, method):
   )
   params = variables['params']
   if METHODS[method].own:
-    params = {**params, 'own': METHODS[method].own((32, 32, 3), 2, 64)(jax.random.key(0))}
+    params = {**params, 'own': METHODS[method].own(Shapes((32, 32, 3), 2, seen, 64))(jax.random.key(0))}
   student = states.StudentState(params, variables['batch_stats'], optimizer.init(params))
   teacher = states.TeacherState(**variables) if phase.needs_teacher else None
   found = []

@@ -10,7 +10,7 @@ from abd_jax.config import with_values
 from abd_jax.errors import NotFinite
 from abd_jax.learner import Learner
 from abd_jax.methods import METHODS
-from abd_jax.methods.interface import Rows, View
+from abd_jax.methods.interface import Rows, Shapes, View
 from tests import test_learner
 from tests.test_faults import fails_at
 from tests.test_methods import TINY, small  # noqa: F401  (a fixture)
@@ -36,12 +36,14 @@ def view_of(features, scale, past, seen, method, phase):
   both = Rows(labels, features, classify(features), DRAWN[1], by_teacher(DRAWN[1]), classify(DRAWN[2]))
   real, synthetic = (jax.tree.map(lambda rows: rows[part], both) for part in (slice(ROWS), slice(ROWS, None)))  # noqa: B023
   tasks = jnp.asarray(np.arange(CLASSES) // 500)
-  own = method.own and method.own((8, 8, 1), 2, FEATURES)(jax.random.key(0))
+  own = method.own and method.own(Shapes((8, 8, 1), 2, CLASSES, FEATURES))(jax.random.key(0))
   met = jnp.zeros(CLASSES, jnp.int32) if method.tallies else None
   if not phase.dreams:
     both, synthetic = real, None
+  turned = real.replace(quarters=jnp.array([1, 2, 3, 1])) if phase.turned else None
   return View(
-      real, synthetic, both, past, seen, CLASSES, classify, by_teacher, own=own, tasks=tasks, met=met
+      real, synthetic, both, past, seen, CLASSES, classify, by_teacher, own=own, teacher_own=own, tasks=tasks, met=met,
+      turned=turned,
   )
 
 

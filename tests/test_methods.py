@@ -17,7 +17,7 @@ from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS, bias_correction, distillation, end_to_end, generative, interface
 from abd_jax.methods.abd import ABLATIONS, abd_loss
-from abd_jax.methods.interface import Rows, Schedule, View
+from abd_jax.methods.interface import Rows, Schedule, Shapes, View
 from abd_jax.models import make_student, vae
 from abd_jax.models.generator import Generator
 from abd_jax.models.resnet import ResNet
@@ -203,7 +203,7 @@ def test_local_cross_entropy_ablated_reaches_the_features_and_the_past_heads():
 def student(small):
   model, settings = make_student('resnet8', CLASSES), config.Optimisation(weight_decay=0.1)
   optimizer = states.student_optimizer(settings)
-  own = bias_correction.bias_layers((8, 8, 1), 4, 64)
+  own = bias_correction.bias_layers(Shapes((8, 8, 1), 4, 8, 64))
   init = jax.jit(lambda key: states.init_student(model, optimizer, (8, 8, 1), key, own))
   return model, optimizer, init(jax.random.key(0))
 
@@ -289,6 +289,7 @@ TINY = with_values(
 STOPS = {
     'lwf': (30, 3), 'lwf_mc': (30, 3), 'lwf_synthetic': (30, 3), 'dgr': (30, 3),
     'rehearsal': (40, 3), 'lwf_coreset': (40, 3), 'e2e': (30, 35, 2), 'bic': (30, 24, 1), 'rdfcil': (30, 20, 35, 5),
+    'dream': (30, 3),
 }
 OTHERWISE = {'rdfcil': dict(student='resnet8_icarl', head_bias='false', second_epochs=2)}
 # The place of the second learning phase in a task's plan: e2e chooses its coreset before it, bic after; rdfcil dreams.

@@ -15,8 +15,8 @@ from tests.test_train import TINY
 
 ROOT = Path(__file__).parent.parent
 
-# A step of ABD and one of its generator from the same states, then one of each phase of R-DFCIL on a smaller network,
-# on one device and on eight in either mode; saves what came of them, and prints where the batches lay.
+# A step of ABD and one of its generator from the same states, then one of each phase of R-DFCIL and of dream on a smaller
+# network, on one device and on eight in either mode; saves what came of them, and prints where the batches lay.
 RUN = '''
 import sys
 import functools, jax, numpy as np
@@ -55,6 +55,13 @@ for mode in ('alone', 'jit', 'pmap'):
     other, its = compiled.learn[phase](other, teacher, generator, images, labels, rows, 2, 4, 0.1, place, 1, None)
     said.append(its)
   assert other.tally.so_far.sum() == 2 * 64 and other.tally.before_epoch.sum() == 64, other.tally
+  settings = config.with_values(settings, dict(method='dream'))
+  compiled = programs.programs_for(settings, tasks, digits)
+  turning = compiled.init_student(place)
+  teacher = compiled.freeze(turning)
+  turning, its = compiled.learn[METHODS['dream'].later[0]](
+      turning, teacher, generator, images, labels, rows, 2, 4, 0.1, place, 1, None)
+  said.append((turning, its))
   # After one step SGD's momentum is the gradient, Adam's first moment a tenth of it.
   found = student.opt_state, student.batch_stats, moved.opt_state[0].mu, moved.batch_stats, metrics, terms, other, said
   np.savez(f'{sys.argv[1]}/{mode}.npz', *jax.tree.leaves(found))

@@ -10,7 +10,7 @@ import pytest
 
 from abd_jax import config, losses, relations, states, steps
 from abd_jax.methods import rdfcil
-from abd_jax.methods.interface import Rows, View, everything, head
+from abd_jax.methods.interface import Rows, Shapes, View, everything, head
 from tests import golden_figures
 from tests.test_methods import Stem
 
@@ -181,7 +181,7 @@ def student():
   """A student of iCaRL's kind with projections and a tally, and images for it."""
   model = Stem(blocks_per_stage=0, num_classes=CLASSES, icarl=True, head_bias=False)
   optimizer = states.student_optimizer(config.Optimisation(weight_decay=0.1))
-  own = rdfcil.projections((8, 8, 1), 4, model.feature_size)
+  own = rdfcil.projections(Shapes((8, 8, 1), 4, 8, model.feature_size))
   init = jax.jit(lambda key: states.init_student(model, optimizer, (8, 8, 1), key, own, CLASSES))
   real, synthetic = jax.random.normal(jax.random.key(1), (2, 4, 8, 8, 1))
   return model, optimizer, init(jax.random.key(0)), real, synthetic + 1
@@ -272,7 +272,7 @@ def test_labels_of_both_streams_are_counted_and_seen_from_the_next_epoch_on(stud
 
 def test_what_is_for_one_task_alone_is_made_new(student):
   _, optimizer, before, *_ = student
-  own = rdfcil.projections((8, 8, 1), 4, 64)
+  own = rdfcil.projections(Shapes((8, 8, 1), 4, 8, 64))
   before = states.renewed(before, optimizer, jax.random.key(0), own, CLASSES)
   learned = jax.tree.map(lambda leaf: leaf + 1, before)
   new = states.renewed(learned, optimizer, jax.random.key(7), own, CLASSES)

@@ -5,6 +5,7 @@ from abd_jax.methods.abd import ABD
 from abd_jax.methods.bias_correction import BIC
 from abd_jax.methods.deep_inversion import DEEP_INVERSION
 from abd_jax.methods.distillation import LWF, LWF_MC, LWF_SYNTHETIC
+from abd_jax.methods.dream import DREAM
 from abd_jax.methods.end_to_end import E2E
 from abd_jax.methods.finetuning import BASE, UPPER_BOUND
 from abd_jax.methods.generative import DGR
@@ -12,7 +13,7 @@ from abd_jax.methods.rdfcil import RDFCIL
 from abd_jax.methods.replay import LWF_CORESET, REHEARSAL
 
 _ALL = (
-    UPPER_BOUND, BASE, LWF, LWF_MC, LWF_SYNTHETIC, DEEP_INVERSION, DGR, ABD, RDFCIL,
+    UPPER_BOUND, BASE, LWF, LWF_MC, LWF_SYNTHETIC, DEEP_INVERSION, DGR, ABD, RDFCIL, DREAM,
     REHEARSAL, LWF_CORESET, E2E, BIC,  # with old images
 )
 METHODS = {method.name: method for method in _ALL}

@@ -8,10 +8,9 @@ from abd_jax.methods.finetuning import cross_entropy_loss
 from abd_jax.methods.interface import OWN, Coreset, Method, Phase, Reads, again
 
 
-def bias_layers(image_shape, num_tasks, feature_size):
+def bias_layers(shapes):
   """The layers before any is trained: f32[T] each, a task's logits times its scale plus its shift."""
-  del image_shape, feature_size
-  return lambda key: {'scale': jnp.ones(num_tasks), 'shift': jnp.zeros(num_tasks)}
+  return lambda key: {'scale': jnp.ones(shapes.tasks), 'shift': jnp.zeros(shapes.tasks)}
 
 
 def corrected(logits_NK, layers, tasks):

@@ -13,11 +13,10 @@ from abd_jax.methods.interface import Method, Phase, everything
 from abd_jax.models import vae
 
 
-def replay_vae(image_shape, num_tasks, feature_size):
+def replay_vae(shapes):
   """The VAE before it is trained; ValueError where a side of the images is no multiple of 8."""
-  del num_tasks, feature_size
-  model = vae.VAE(tuple(image_shape))
-  return lambda key: {'vae': model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1, vae.LATENT_SIZE)))['params']}
+  model = vae.VAE(tuple(shapes.image))
+  return lambda key: {'vae': model.init(key, jnp.zeros((1, *shapes.image)), jnp.zeros((1, vae.LATENT_SIZE)))['params']}
 
 
 def _draw(view):

@@ -10,14 +10,14 @@ from abd_jax.models.resnet import uniform_within
 from abd_jax.relations import adaptive_factors, angle_distillation, hard_distillation, inverse_frequency
 
 
-def projections(image_shape, num_tasks, feature_size):
+def projections(shapes):
   """A linear map of the features to twice as many for either network, initialised as PyTorch does."""
-  del image_shape, num_tasks
-  draw = uniform_within(feature_size**-0.5)
+  size = shapes.features
+  draw = uniform_within(size**-0.5)
 
   def linear(key):
     kernel_key, bias_key = jax.random.split(key)
-    return {'kernel': draw(kernel_key, (feature_size, 2 * feature_size)), 'bias': draw(bias_key, (2 * feature_size,))}
+    return {'kernel': draw(kernel_key, (size, 2 * size)), 'bias': draw(bias_key, (2 * size,))}
 
   return lambda key: {side: linear(jax.random.fold_in(key, i)) for i, side in enumerate(('student', 'teacher'))}
 
