@@ -1,4 +1,4 @@
-"""The terms of `dream` beside ABD's: images once more, turned; a head that tells class and turn; what it looks at held."""
+"""What `dream` has beside ABD: images once more, turned; a head that tells class and turn; what it looks at held."""
 
 import dataclasses
 

@@ -15,8 +15,8 @@ from tests.test_train import TINY
 
 ROOT = Path(__file__).parent.parent
 
-# A step of ABD and one of its generator from the same states, then one of each phase of R-DFCIL and of dream on a smaller
-# network, on one device and on eight in either mode; saves what came of them, and prints where the batches lay.
+# A step of ABD and one of its generator from the same states, then one of each phase of R-DFCIL and of dream on a
+# smaller network, on one device and on eight in either mode; saves what came of them, and prints where the batches lay.
 RUN = '''
 import sys
 import functools, jax, numpy as np

@@ -19,7 +19,7 @@ _TURNS = 3  # beside upright
 
 
 def turned_head(shapes):
-  """A logit for each class in each turn, of features, initialised as PyTorch does; ValueError unless images are square."""
+  """A logit for each class in each turn, initialised as PyTorch does; ValueError unless images are square."""
   height, width, _ = shapes.image
   if height != width:
     raise ValueError(f'images of {height} x {width} pixels cannot be turned by a quarter')
