@@ -167,6 +167,17 @@ def of_size(size):
   return gzip.compress(member.tobuf() + bytes(1024))
 
 
+def of_sparse_size(size):
+  """The same of a sparse file, which has so many bytes in the tar and none when it is unpacked."""
+  member = tarfile.TarInfo('sparse')
+  member.size, member.type = size, tarfile.GNUTYPE_SPARSE
+  header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+  header[386:495] = bytes(97) + b'0'.rjust(11, b'0') + bytes(1)  # no part of it is told, and the size unpacked is 0
+  header[148:156] = b' ' * 8
+  header[148:156] = b'%06o\0 ' % sum(header[:512])
+  return gzip.compress(bytes(header) + bytes(1024))
+
+
 def of_link(target):
   return tar_with(('cifar-100-binary/train.bin', target, tarfile.SYMTYPE))
 
@@ -214,6 +225,10 @@ ARCHIVES = {
     ),
     'a terabyte that is not there': (
         lambda: of_size(10**12),
+        ARCHIVE + ' is not the CIFAR-100 binary archive: it unpacks to twice as much and more.',
+    ),
+    'a sparse terabyte': (
+        lambda: of_sparse_size(10**12),
         ARCHIVE + ' is not the CIFAR-100 binary archive: it unpacks to twice as much and more.',
     ),
     # 60 records of 3,074 bytes and 10,000 of names, twice: 388,880 bytes. These are a million in 1 kB.

@@ -170,7 +170,9 @@ def _read_members(archive, sizes):
   try:
     with gzip.open(archive) as file, tarfile.open(fileobj=(bounded := _Bounded(file, archive)), mode='r|') as tar:
       for member in tar:
-        bounded.check(member.size)  # before tarfile looks for the end of a terabyte that is not there
+        # Where the next member would stand: before tarfile looks for the end of a terabyte that is not there. A sparse
+        # file's own size says nothing of it.
+        bounded.check(tar.offset)
         name = member.name.removeprefix('cifar-100-binary/')
         if name == member.name or name not in sizes:
           continue
