@@ -15,7 +15,8 @@ from abd_jax.methods import abd
 from abd_jax.methods.interface import Method, Phase, everything
 from abd_jax.models.resnet import uniform_within
 
-_TURNS = 3  # beside upright
+_WAYS = 4  # in which a square image can lie, upright first
+_TURNS = _WAYS - 1
 
 
 def turned_head(shapes):
@@ -46,7 +47,9 @@ def turned_cross_entropy(rows, own, past, seen):
   turned_NTK = (rows.features @ own['kernel'] + own['bias']).reshape(count, _TURNS, num_classes)
   all_NK4 = jnp.concatenate([logits_NK[:, None], turned_NTK], axis=1).swapaxes(1, 2)
   # A class's four logits side by side, so that the new classes are a window.
-  return local_cross_entropy(all_NK4.reshape(count, -1), 4 * rows.labels + rows.quarters, 4 * past, 4 * seen)
+  return local_cross_entropy(
+      all_NK4.reshape(count, -1), _WAYS * rows.labels + rows.quarters, _WAYS * past, _WAYS * seen
+  )
 
 
 def turned_distillation(rows, own, past):
