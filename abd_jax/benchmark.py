@@ -129,7 +129,11 @@ class Authors:
   def __init__(self, checkout, config: Config):
     command = [sys.executable, '-m', 'abd_jax.benchmark_authors', checkout, str(config.optimisation.batch_size)]
     self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    self.name = self._answer()
+    try:
+      self.name = self._answer()
+    except UserError:
+      self.close()
+      raise
 
   def _answer(self):
     for line in self._process.stdout:
@@ -143,8 +147,9 @@ class Authors:
     return float(self._answer())
 
   def close(self):
-    self._process.stdin.close()
-    self._process.wait(timeout=60)
+    with self._process as process:  # which closes its pipes
+      process.stdin.close()
+      process.wait(timeout=60)
 
 
 def measure(contestants, repeats, seconds):

@@ -98,6 +98,9 @@ class SmallRun:
         process.wait()
     for reader in self._readers:
       reader.join()
+    for process in self.processes:
+      process.stdout.close()
+      process.stderr.close()
     return [process.returncode for process in self.processes]
 
   @property
