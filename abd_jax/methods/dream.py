@@ -7,13 +7,12 @@ as many classes, of the same images. Labels of this kind are those of PASS (Zhu 
 of each class besides. What is new here is that Eq. 13 holds the features wherever either head looks.
 """
 
-import jax
 import jax.numpy as jnp
 
 from abd_jax.losses import feature_distillation, local_cross_entropy
 from abd_jax.methods import abd
 from abd_jax.methods.interface import Method, Phase, everything
-from abd_jax.models.resnet import uniform_within
+from abd_jax.models.resnet import linear
 
 _WAYS = 4  # in which a square image can lie, upright first
 _TURNS = _WAYS - 1
@@ -24,13 +23,7 @@ def turned_head(shapes):
   height, width, _ = shapes.image
   if height != width:
     raise ValueError(f'images of {height} x {width} pixels cannot be turned by a quarter')
-  draw, size = uniform_within(shapes.features**-0.5), _TURNS * shapes.classes
-
-  def head(key):
-    kernel_key, bias_key = jax.random.split(key)
-    return {'kernel': draw(kernel_key, (shapes.features, size)), 'bias': draw(bias_key, (size,))}
-
-  return head
+  return lambda key: linear(key, shapes.features, _TURNS * shapes.classes)
 
 
 def turned_cross_entropy(rows, own, past, seen):
