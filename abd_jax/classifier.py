@@ -14,8 +14,9 @@ from abd_jax.config import Config
 from abd_jax.data.arrays import checked_names
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
-from abd_jax.models import make_generator
-from abd_jax.networks import Networks
+from abd_jax.methods.interface import OWN
+from abd_jax.models import make_generator, make_student
+from abd_jax.networks import Networks, check_head
 from abd_jax.parallel import put
 from abd_jax.results import versions
 from abd_jax.steps import Address, key_at
@@ -30,7 +31,7 @@ _UNGROUPED = ('method', *FIXED, 'seed', 'precision', 'steps_per_call', 'checkpoi
 DEFAULTS = config_lib.with_values(
     Config(),
     dict(
-        student='resnet20', image_size=32, epochs=100, decay_at=(50, 75, 90), inversion_steps=2000,
+        method='dream', student='resnet20', image_size=32, epochs=100, decay_at=(50, 75, 90), inversion_steps=2000,
         inversion_batch_size=128,
     ),
 )
@@ -47,7 +48,8 @@ def method_names():
   """The methods that carry nothing but the classifier from task to task."""
   return [
       name for name, method in METHODS.items()
-      if not (method.cumulative or method.coreset or method.readout or (method.own and not method.renews_own))
+      if not (method.cumulative or method.coreset or method.readout)
+      and (not method.own or method.renews_own or method.own_is_head)
   ]
 
 
@@ -69,6 +71,7 @@ def with_settings(config, settings):
     raise UserError('image_size must be the pixels of a side.')
   if config.inversion.generator_init != 'fresh':
     raise UserError('generator_init must be fresh: a saved model holds no generator.')
+  check_head(METHODS[config.method], config.student, make_student(config.student, 1))
   try:
     make_generator(config.inversion.generator, (config.image_size, config.image_size, 3))
   except ValueError as error:
@@ -84,21 +87,24 @@ def capacity_for(num_classes):
   return capacity
 
 
-def grow_head(variables, model, key):
-  """The variables with a head of as many classes as the model's; what is there already stays, bit for bit.
+def grow_head(variables, networks, key):
+  """The variables with a head of as many classes as the networks'; what is there already stays, bit for bit.
 
   Args:
     variables: {'params', 'batch_stats'} of NumPy arrays.
-    model: the classifier's Linen module with the larger head.
+    networks: the `networks.Networks` with the larger head.
     key: of the weights of classes yet to come.
   """
-  old = variables['params']['head']
-  if old['kernel'].shape[-1] == model.num_classes:
+  params = variables['params']
+  size, classes = params['head']['kernel'].shape
+  if classes == networks.num_classes:
     return variables
-  fresh = model.init(key, jnp.zeros((1, len(old['kernel']))), method='classify')['params']['head']
+  fresh = {'head': networks.classifier.init(key, jnp.zeros((1, size)), method='classify')['params']['head']}
+  if networks.own:
+    fresh[OWN] = networks.init_own(key)
   append = lambda old, new: np.concatenate([old, new[..., old.shape[-1] :]], axis=-1)  # noqa: E731
-  head = jax.tree.map(append, dict(old), dict(fresh))
-  return {**variables, 'params': {**variables['params'], 'head': head}}
+  grown = {name: jax.tree.map(append, dict(params[name]), dict(leaf)) for name, leaf in fresh.items()}
+  return {**variables, 'params': {**params, **grown}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +137,17 @@ class Classifier:
   def networks(self, num_classes=None):
     """The `networks.Networks` of it, or of one that holds so many classes."""
     capacity = capacity_for(num_classes or len(self.class_names))
+    method = METHODS[self.config.method]
     return Networks(
-        self.config.student, None, self.image_shape, capacity, self.mean, self.std, self.config.precision
+        self.config.student, None, self.image_shape, capacity, self.mean, self.std, self.config.precision,
+        own=method.own if method.own_is_head else None,
     )
+
+  @property
+  def network_variables(self):
+    """The variables of the network alone, without what the method keeps in its head."""
+    params = {name: leaf for name, leaf in self.variables['params'].items() if name != OWN}
+    return {**self.variables, 'params': params}
 
   def logits(self, images):
     """f32[N, K]: the logits of the K classes learned, of u8[N, H, W, C] images.
@@ -141,8 +155,9 @@ class Classifier:
     The sums of a matrix product are ordered by its shape. So batches have one size, and the head is taken a block of
     classes at a time: one that has grown gives the old classes the same logits, bit for bit.
     """
-    networks = dataclasses.replace(self.networks(), num_classes=FIRST_CAPACITY)  # whose features are those of any head
-    params = {name: leaf for name, leaf in self.variables['params'].items() if name != 'head'}
+    # Whose features are those of any head.
+    networks = dataclasses.replace(self.networks(), num_classes=FIRST_CAPACITY, own=None)
+    params = {name: leaf for name, leaf in self.network_variables['params'].items() if name != 'head'}
     program, head = programs.features(networks), self.variables['params']['head']
     starts = range(0, head['kernel'].shape[-1], FIRST_CAPACITY)
     blocks = [np.ascontiguousarray(head['kernel'][:, start : start + FIRST_CAPACITY]) for start in starts]
@@ -157,8 +172,23 @@ class Classifier:
   def grown(self, num_classes):
     """The same with a head that holds so many classes."""
     key = key_at((self.config.seed, len(self.tasks), Address.STUDENT_INIT, 0))
-    variables = grow_head(self.variables, self.networks(num_classes).classifier, key)
+    variables = grow_head(self.variables, self.networks(num_classes), key)
     return dataclasses.replace(self, variables=variables)
+
+  def of_method(self):
+    """Itself, or without what its method does not keep in the head.
+
+    Raises:
+      UserError: its method keeps something of every class there, and these were learned by another.
+    """
+    if not self.tasks or METHODS[self.config.method].own_is_head == (OWN in self.variables['params']):
+      return self
+    if OWN in self.variables['params']:
+      return dataclasses.replace(self, variables=self.network_variables)
+    raise UserError(
+        f'method={self.config.method} keeps something of each class since it was new, and these classes were learned'
+        ' otherwise: choose another method.'
+    )
 
   def checked(self):
     """Itself, if what it says of itself fits together.
@@ -170,9 +200,14 @@ class Classifier:
     finite = np.isfinite([*self.mean, *self.std]).all()
     if not finite or len(self.mean) != len(self.std) or not all(spread > 0 for spread in self.std):
       raise UserError('Mean and std must be as many numbers as images have channels, each std above 0.')
-    model = self.networks().classifier
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *self.image_shape)), train=False))
-    expected, found = _shapes(like), _shapes(self.variables)
+    networks, key = self.networks(), jax.random.key(0)
+
+    def init():
+      variables = networks.classifier.init(key, jnp.zeros((1, *self.image_shape)), train=False)
+      own = {OWN: networks.init_own(key)} if networks.own else {}
+      return {**variables, 'params': {**variables['params'], **own}}
+
+    expected, found = _shapes(jax.eval_shape(init)), _shapes(self.variables)
     for path in sorted(expected.keys() | found.keys()):
       if expected.get(path) != found.get(path):
         raise UserError(
@@ -224,7 +259,7 @@ class Classifier:
     for name, value in fixed.items():
       if settings.get(name, value) != value:
         raise UserError(f'{path} is a model of {name}={value}, which cannot be changed to {settings[name]}.')
-    return dataclasses.replace(classifier, config=with_settings(classifier.config, settings))
+    return dataclasses.replace(classifier, config=with_settings(classifier.config, settings)).of_method()
 
 
 def _shapes(tree):

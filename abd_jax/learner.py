@@ -26,7 +26,7 @@ from abd_jax.data.sources import Dataset, channel_statistics
 from abd_jax.data.tasks import OneTask
 from abd_jax.errors import UserError
 from abd_jax.export import export
-from abd_jax.methods.interface import OWN
+from abd_jax.methods import METHODS
 from abd_jax.metrics import top_k_hits
 from abd_jax.stopping import StopSignal
 
@@ -116,19 +116,21 @@ class Learner:
       variables: {'params', 'batch_stats'} of the student, its head's first rows those of `class_names`.
       class_names: the classes it knows.
       mean, std: per channel on [0, 1], what its images are standardised by.
-      **settings: as in the constructor, the student among them.
+      **settings: as in the constructor, the student among them. The method is `abd` where it is not said: `dream` keeps
+        something of each class since it was new.
 
     Raises:
       UserError: the variables are not such a student's.
     """
-    config, names = cls(**settings)._classifier.config, checked_names(class_names)
+    config, names = cls(**{'method': 'abd', **settings})._classifier.config, checked_names(class_names)
     variables = jax.tree.map(lambda array: np.array(array, np.float32), dict(variables))
     rows = variables['params']['head']['kernel'].shape[-1]
     if rows < len(names):
       raise UserError(f'The head has {rows} classes, fewer than the {len(names)} class names.')
     head = jax.tree.map(lambda rows: rows[..., : len(names)], variables['params']['head'])
     variables = {**variables, 'params': {**variables['params'], 'head': head}}
-    return cls._of(Classifier(config, (names,), tuple(mean), tuple(std), variables).grown(len(names)).checked())
+    known = Classifier(config, (names,), tuple(mean), tuple(std), variables).of_method()
+    return cls._of(known.grown(len(names)).checked())
 
   @classmethod
   def _of(cls, classifier):
@@ -187,9 +189,10 @@ class Learner:
       folder = workdir or stack.enter_context(tempfile.TemporaryDirectory(prefix='abd_jax_'))
       config = dataclasses.replace(config, dataset=source, workdir=str(folder))
       learned = train.learn_task(config, folder, dataset, task, len(known.tasks), student, stop)
-    variables = jax.tree.map(np.array, learned.variables)
-    variables['params'].pop(OWN, None)  # made new for each task
-    self._classifier = dataclasses.replace(after, variables=variables)
+    after = dataclasses.replace(after, variables=jax.tree.map(np.array, learned.variables))
+    if not METHODS[known.config.method].own_is_head:
+      after = dataclasses.replace(after, variables=after.network_variables)  # the rest is made new for each task
+    self._classifier = after
 
   def predict(self, images):
     """`Predictions` of u8[N, H, W, C] images.
@@ -232,7 +235,7 @@ class Learner:
       UserError: the directory cannot be written, or nothing was learned yet.
     """
     known = self._that_knows()
-    export(known.networks(), known.variables, known.class_names, path)
+    export(known.networks(), known.network_variables, known.class_names, path)
 
   def _that_knows(self):
     if not self._classifier.tasks:

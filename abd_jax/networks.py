@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from abd_jax.data.augment import make_normalise
+from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Shapes
 from abd_jax.models import make_generator, make_student
@@ -67,7 +68,21 @@ class Networks:
     if self.own is None:
       return None
     features = self.classifier.feature_size
-    return self.own(Shapes(self.image_shape, 1 + max(self.task_of_class), self.num_classes, features))
+    return self.own(Shapes(self.image_shape, 1 + max(self.task_of_class, default=0), self.num_classes, features))
+
+
+def check_head(method, student, model):
+  """Nothing, if a method that makes the head finds one that it can make.
+
+  Args:
+    method: a `methods.interface.Method`.
+    student, model: the classifier's name and Linen module.
+
+  Raises:
+    UserError: the head has no bias.
+  """
+  if method.closes and not model.head_bias:
+    raise UserError(f'--method={method.name} makes a head that has a bias, and that of --student={student} has none.')
 
 
 def networks_for(config, tasks, dataset):

@@ -54,7 +54,9 @@ class Programs:
     preview: (generator, teacher, past, place) -> (u8[N, H, W, C] synthetic images, i32[N] the teacher's choices, f32[N]
       its confidences).
     evaluate: (variables, images u8[N, H, W, C]) -> logits; `in_batches` gives all batches one size.
-    features: likewise -> penultimate features; None for a method that chooses no image by them.
+    features: likewise -> penultimate features; None for a method that looks at none between its phases.
+    synthetic_features: (student, teacher, generator, place) -> (f32[N, D] the student's, f32[N, D] the teacher's) of
+      EVAL_BATCH synthetic images; None for a method that does not close its tasks.
   """
 
   networks: Networks
@@ -69,6 +71,7 @@ class Programs:
   preview: CompiledStep | None
   evaluate: CompiledStep
   features: CompiledStep | None
+  synthetic_features: CompiledStep | None
   learn_steps: int
   invert_steps: int
   inversion_steps: int
@@ -77,7 +80,8 @@ class Programs:
     """How often each step was traced: {name: count}."""
     steps_by_name = {f'learn: {phase.loss.__name__}': step for phase, step in self.learn.items()}
     steps_by_name.update(
-        invert=self.invert, preview=self.preview, evaluate=self.evaluate, features=self.features
+        invert=self.invert, preview=self.preview, evaluate=self.evaluate, features=self.features,
+        synthetic_features=self.synthetic_features,
     )
     return {name: step.traces for name, step in steps_by_name.items() if step is not None}
 
@@ -130,7 +134,8 @@ def programs_for(config, tasks, dataset):
       freeze=_freeze(),
       learn={p: _learn(p, networks, optimisation, augmentation, config.hparams, image_set) for p in phases},
       evaluate=_evaluate(seen, method.readout, config.hparams),
-      features=features(seen) if method.coreset and method.coreset.rank else None,
+      features=features(seen) if method.closes or (method.coreset and method.coreset.rank) else None,
+      synthetic_features=_synthetic_features(networks, image_set) if method.closes else None,
       learn_steps=learn_steps,
       invert_steps=invert_steps,
       inversion_steps=inversion_steps(config),
@@ -142,7 +147,7 @@ def clear():
   """Forgets every program, so that the next run traces its own."""
   for build in (
       _init_student, _init_generator, _init_image_set, _renew, _begin_epoch, _restart, _freeze, _learn, _invert,
-      _invert_images, _preview, _evaluate, features,
+      _invert_images, _preview, _evaluate, features, _synthetic_features,
   ):
     build.cache_clear()
 
@@ -331,3 +336,15 @@ def _evaluate(networks, readout=None, hparams=None):
 def features(networks):
   """The `Programs.features` of networks whose generator is None; it needs no head among the variables."""
   return compile_step(steps.make_feature_step(networks.classifier, networks.normalise))
+
+
+@_cached
+def _synthetic_features(networks, image_set=None):
+  draw, dream = synthesis(networks, image_set=image_set)
+
+  def look(student, teacher, generator, place):
+    images = dream(generator, teacher, draw(steps.key_at(place), EVAL_BATCH))
+    of = lambda state: networks.classifier.apply(state.variables, images, train=False, method='features')  # noqa: E731
+    return of(student), of(teacher)
+
+  return compile_step(look)

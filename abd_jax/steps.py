@@ -29,6 +29,7 @@ class Address(enum.IntEnum):
   PREVIEW = 3
   MIXING = 4
   CHOOSING = 5
+  CLOSING = 6
   LEARN = 16
 
 

@@ -19,13 +19,13 @@ from abd_jax.data.feed import feed
 from abd_jax.data.streams import Streams
 from abd_jax.errors import NotFinite, UserError
 from abd_jax.methods import METHODS
-from abd_jax.methods.interface import OWN, Reads
+from abd_jax.methods.interface import OWN, Learned, Reads
 from abd_jax.metrics_log import MetricsLog
 from abd_jax.models import generator_for, make_generator
-from abd_jax.networks import networks_for
+from abd_jax.networks import check_head, networks_for
 from abd_jax.parallel import put
 from abd_jax.pictures import Synthetic
-from abd_jax.programs import INVERSION_EPOCH, in_batches, programs_for
+from abd_jax.programs import EVAL_BATCH, INVERSION_EPOCH, in_batches, programs_for
 from abd_jax.progress import Progress
 from abd_jax.record import Record
 from abd_jax.steps import Address
@@ -140,8 +140,10 @@ def check(config, dataset):
   Streams(tasks, method, config.memory, config.seed).check(config.optimisation.batch_size, jax.device_count())
   if not all(tasks.test_sizes()):
     raise UserError(f'{dataset.name} has no test images of task {int(np.argmin(tasks.test_sizes())) + 1}.')
+  networks = networks_for(config, tasks, dataset)
+  check_head(method, config.student, networks.classifier)
   try:
-    networks_for(config, tasks, dataset).init_own  # noqa: B018
+    networks.init_own  # noqa: B018
   except ValueError as error:
     raise UserError(f'--method={method.name}: {error}. Choose another --image_size.') from None
   if method.dreams and config.inversion.inversion == 'generator':
@@ -219,6 +221,8 @@ class _Run:
         self._invert(task)
       elif address == Address.CHOOSING:
         self._choose(task)
+      elif address == Address.CLOSING:
+        self._close(task)
       else:
         self._learn(task, address, phase)
       record.phase, record.step = record.phase + 1, 0
@@ -226,12 +230,14 @@ class _Run:
       self._stop_if_asked()
 
   def _plan(self, task):
-    """[(address of its randomness, phase)] of a task; the inversion and the choice of a coreset have no phase."""
+    """[(address of its randomness, phase)] of a task; what is done without one of the method's has no phase."""
     phases = self._method.phases(task)
     plan = [(Address.LEARN + i, phase) for i, phase in enumerate(phases)]
     if self._method.coreset:  # chosen when all is learned, but before a phase that reads it alone
       at = next((i for i, phase in enumerate(phases) if phase.reads is Reads.CORESET), len(phases))
       plan.insert(at, (Address.CHOOSING, None))
+    if self._method.closes:
+      plan.append((Address.CLOSING, None))
     return ([(Address.INVERSION, None)] if task and self._method.dreams else []) + plan
 
   def _place(self, task, address, step=0):
@@ -318,6 +324,28 @@ class _Run:
     with self._record.timed('train'):
       features = functools.partial(in_batches, self._programs.features, self._student.variables)
       self._coreset = self._streams.choose(task, self._coreset, features)
+
+  def _close(self, task):
+    """What the method makes of the student when its phases are over."""
+    with self._record.timed('train'):
+      images, labels = self._streams.load(task, Reads.NEW, None)
+      features = functools.partial(in_batches, self._programs.features)
+      theirs, synthetic = None, (None, None)
+      if self._teacher is not None:
+        theirs = features(self._teacher.variables, images)
+        pairs = [
+            self._programs.synthetic_features(
+                self._student, self._teacher, self._generator, self._place(task, Address.CLOSING, i)
+            )
+            for i in range(-(-len(labels) // EVAL_BATCH))
+        ]
+        synthetic = [np.concatenate(side) for side in zip(*jax.device_get(pairs), strict=True)]
+      learned = Learned(
+          labels, features(self._student.variables, images), theirs, *synthetic, self._tasks.past(task),
+          self._tasks.seen(task),
+      )
+      params = self._method.closes(jax.device_get(self._student.params), learned)
+      self._student = self._student.replace(params=put(params))
 
   def _loop(self, task, name, total, epoch_steps, steps_per_call, advance):
     """Steps to the end of a phase, a call never beyond an epoch's; saves when it is time, stops when asked."""

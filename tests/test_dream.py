@@ -12,8 +12,8 @@ from abd_jax import config, data, states, steps, train
 from abd_jax.config import with_values
 from abd_jax.data.augment import turn
 from abd_jax.errors import UserError
-from abd_jax.methods import abd, dream
-from abd_jax.methods.interface import Rows, Shapes, View
+from abd_jax.methods import METHODS, abd, dream
+from abd_jax.methods.interface import Learned, Rows, Shapes, View
 from tests.test_methods import Stem
 
 # Classes 0 to 2 are past, 3 and 4 new, 5 not met yet. Two real rows, two synthetic ones, five features.
@@ -27,7 +27,7 @@ def drawn(*shape):
 
 
 OWN, TEACHER_OWN = (
-    {'kernel': drawn(FEATURES, 3 * CLASSES), 'bias': drawn(3 * CLASSES)} for _ in range(2)
+    {'turned': {'kernel': drawn(FEATURES, 3, CLASSES), 'bias': drawn(3, CLASSES)}} for _ in range(2)
 )
 STUDENT, TEACHER = drawn(4, FEATURES), drawn(4, FEATURES)
 HEAD, TEACHER_HEAD = drawn(FEATURES, CLASSES), drawn(FEATURES, CLASSES)
@@ -46,7 +46,7 @@ def view():
 def test_class_and_turn_are_told_at_once_among_what_is_new():
   found = dream.turned_cross_entropy(TURNED, OWN, PAST, SEEN)
   for row, (label, quarters) in enumerate(((3, 2), (4, 1))):
-    turned = (TURNED.features[row] @ OWN['kernel'] + OWN['bias']).reshape(3, CLASSES)
+    turned = np.tensordot(TURNED.features[row], OWN['turned']['kernel'], 1) + OWN['turned']['bias']
     logits = {(k, q): (turned[q - 1] if q else TURNED.logits[row])[k] for k in (3, 4) for q in range(4)}
     expected = np.log(sum(np.exp(z) for z in logits.values())) - logits[label, quarters]
     np.testing.assert_allclose(found[row], expected, rtol=1e-5)
@@ -54,7 +54,7 @@ def test_class_and_turn_are_told_at_once_among_what_is_new():
 
 def test_features_are_held_where_the_teachers_turned_head_looks():
   found = dream.turned_distillation(view().both, TEACHER_OWN, PAST)
-  moved = ((STUDENT - TEACHER) @ TEACHER_OWN['kernel']).reshape(4, 3, CLASSES)[..., :PAST]
+  moved = np.tensordot(STUDENT - TEACHER, TEACHER_OWN['turned']['kernel'], 1)[..., :PAST]
   np.testing.assert_allclose(found, np.mean(moved**2, axis=(1, 2)), rtol=1e-5)
   np.testing.assert_array_equal(dream.turned_distillation(view().both.replace(features=TEACHER), TEACHER_OWN, PAST), 0)
 
@@ -83,9 +83,9 @@ def test_images_are_turned_as_numpy_turns_them():
 
 
 def test_the_head_has_a_logit_for_each_class_and_turn_and_wants_squares():
-  made = dream.turned_head(Shapes((8, 8, 1), 3, 7, 64))
-  own, other = made(jax.random.key(0)), made(jax.random.key(1))
-  assert jax.tree.map(jnp.shape, own) == {'kernel': (64, 21), 'bias': (21,)}
+  made = dream.own_parameters(Shapes((8, 8, 1), 3, 7, 64))
+  own, other = (made(jax.random.key(seed))['turned'] for seed in (0, 1))
+  assert jax.tree.map(jnp.shape, own) == {'kernel': (64, 3, 7), 'bias': (3, 7)}
   assert 0.12 < np.abs(own['kernel']).max() <= 0.125 and np.any(own['kernel'] != other['kernel'])
   digits = data.load('digits')
   oblong = dataclasses.replace(
@@ -99,7 +99,7 @@ def test_the_head_has_a_logit_for_each_class_and_turn_and_wants_squares():
 def test_each_real_image_joins_turned_and_the_teacher_sees_none_of_it():
   model = Stem(blocks_per_stage=0, num_classes=CLASSES)
   optimizer = states.student_optimizer(config.Optimisation())
-  own = dream.turned_head(Shapes((8, 8, 1), 3, CLASSES, model.feature_size))
+  own = dream.own_parameters(Shapes((8, 8, 1), 3, CLASSES, model.feature_size))
   student = states.init_student(model, optimizer, (8, 8, 1), jax.random.key(0), own)
   real, synthetic = jax.random.normal(jax.random.key(1), (2, 16, 8, 8, 1))
   labels = jnp.arange(16) % 2 + 3
@@ -131,3 +131,72 @@ def test_each_real_image_joins_turned_and_the_teacher_sees_none_of_it():
   # Other draws, other turns.
   _, other = update(student, teacher, real, labels, synthetic, PAST, SEEN, 0.1, jax.random.key(3))
   assert np.any(other['turned'].quarters != quarters)
+
+
+def gaussians(means, count, seed):
+  """Features around each mean, and their labels."""
+  rng = np.random.default_rng(seed)
+  labels = np.repeat(np.arange(len(means)), count)
+  return rng.normal(means[labels], 0.3), labels
+
+
+def right(params, features, labels, seen):
+  logits = features @ params['head']['kernel'] + params['head']['bias']
+  return np.mean(logits[:, :seen].argmax(axis=1) == labels)
+
+
+def test_the_head_is_made_of_real_features_and_follows_them_when_they_move():
+  rng = np.random.default_rng(3)
+  means = 2 * rng.normal(size=(SEEN, FEATURES))
+  own = dream.own_parameters(Shapes((8, 8, 1), 3, CLASSES, FEATURES))(jax.random.key(0))
+  trained = {'head': {'kernel': drawn(FEATURES, CLASSES), 'bias': drawn(CLASSES)}, 'own': own, 'conv': np.ones(2)}
+  features, labels = gaussians(means, 200, seed=4)
+  old = labels < PAST
+  first = dream.remember(trained, Learned(labels[old], features[old], None, None, None, 0, PAST))
+  assert right(first, features[old], labels[old], PAST) > 0.97
+  length = lambda head, count: np.linalg.norm(head['kernel'][:, :count], axis=0).mean()  # noqa: E731
+  np.testing.assert_allclose(length(first['head'], PAST), length(trained['head'], PAST), rtol=1e-5)
+
+  # The features move. What is seen of it: the new classes, and synthetic images that lie off the old ones.
+  matrix, shift = rng.normal(size=(FEATURES, FEATURES)), rng.normal(size=FEATURES)
+  synthetic = features[old] + 1
+  after = lambda before: before @ matrix + shift  # noqa: E731
+  learned = Learned(
+      labels[~old], after(features[~old]), features[~old], after(synthetic), synthetic, PAST, SEEN
+  )
+  second = dream.remember(first, learned)
+  assert right(second, after(features), labels, SEEN) > 0.97
+  assert right(first, after(features[old]), labels[old], PAST) < 0.8
+  np.testing.assert_allclose(second['own']['means'].T[:SEEN], after(means), atol=0.3)
+  # Classes not met yet are left as they were, and so is all that is not the head's.
+  for params in (first, second):
+    np.testing.assert_array_equal(params['head']['kernel'][:, SEEN:], trained['head']['kernel'][:, SEEN:])
+    np.testing.assert_array_equal(params['own']['turned']['kernel'], own['turned']['kernel'])
+    np.testing.assert_array_equal(params['conv'], trained['conv'])
+    assert {leaf.dtype for leaf in jax.tree.leaves((params['head'], params['own']))} == {np.dtype('float32')}
+    chex.assert_trees_all_equal_shapes(params, trained)
+
+
+def test_no_step_moves_the_discriminant_not_even_decay():
+  model = Stem(blocks_per_stage=0, num_classes=CLASSES)
+  optimizer = states.student_optimizer(config.Optimisation(weight_decay=0.1))
+  init = dream.own_parameters(Shapes((8, 8, 1), 3, CLASSES, model.feature_size))
+  own = lambda key: {**init(key), 'means': jnp.ones((model.feature_size, CLASSES)), 'covariance': jnp.eye(2)}  # noqa: E731
+  student = states.init_student(model, optimizer, (8, 8, 1), jax.random.key(0), own)
+  phase = METHODS['dream'].first[0]
+  update = steps.make_student_update(
+      model, optimizer, phase.loss, hparams=HPARAMS, turned=True, trains=phase.trains
+  )
+  images, labels = jax.random.normal(jax.random.key(1), (4, 8, 8, 1)), jnp.arange(4) % 2
+  after, _ = jax.jit(update)(student, None, images, labels, None, 0, 2, 0.1, jax.random.key(2))
+  now, before = after.params['own'], student.params['own']
+  np.testing.assert_array_equal(now['means'], before['means'])
+  np.testing.assert_array_equal(now['covariance'], before['covariance'])
+  assert np.any(now['turned']['kernel'] != before['turned']['kernel'])
+
+
+def test_a_head_without_a_bias_cannot_be_made():
+  settings = with_values(config.Config(), dict(method='dream', student='resnet8_icarl', batch_size=16))
+  with pytest.raises(UserError, match='--method=dream makes a head that has a bias, and that of --student=resnet8'):
+    train.check(settings, data.load('digits'))
+  train.check(with_values(settings, dict(head_bias='true')), data.load('digits'))

@@ -77,7 +77,10 @@ def test_steps_are_traced_anew_only_when_the_head_grows(taught):
   assert [p.networks.num_classes for p in programs] == [16, 32, 32]
   assert programs[1].learn == programs[2].learn and programs[1].invert is programs[2].invert
   traces = programs[2].traces()
-  assert traces == {'learn: first_loss': 0, 'learn: abd_loss': 1, 'invert': 1, 'preview': 1, 'evaluate': 0}
+  assert traces == {
+      'learn: first_loss': 0, 'learn: dream_loss': 1, 'invert': 1, 'preview': 1, 'evaluate': 0, 'features': 1,
+      'synthetic_features': 1,
+  }
 
 
 def test_images_are_standardised_as_the_first_lesson_s_were(taught):
@@ -132,7 +135,7 @@ def test_prediction_is_batched_by_one_program(taught):
   np.testing.assert_array_equal(said.labels, np.tile(said.labels[:10], 13))
   assert model.predict(IMAGES[:0]).probabilities.shape == (0, 19)
   # One program for every lesson's head.
-  assert programs.features(dataclasses.replace(known.networks(), num_classes=16)).traces == 1
+  assert programs.features(dataclasses.replace(known.networks(), num_classes=16, own=None)).traces == 1
 
 
 def test_evaluation_counts_by_class(taught):
@@ -228,6 +231,35 @@ def test_r_dfcil_leaves_nothing_of_one_task_behind(tmp_path, monkeypatch):
   np.testing.assert_array_equal(said.probabilities, model.predict(IMAGES).probabilities)
 
 
+def test_what_dream_keeps_in_the_head_grows_with_it_and_goes_with_the_method(taught):
+  _, stages, _ = taught
+  (two, _), (seventeen, _), *_ = stages
+  own = seventeen.variables['params']['own']
+  assert jax.tree.map(np.shape, own) == {
+      'turned': {'kernel': (64, 3, 32), 'bias': (3, 32)}, 'means': (64, 32), 'covariance': (64, 64),
+  }
+  assert np.all(own['means'][:, 17:] == 0) and np.all(np.any(own['means'][:, :17] != 0, axis=0))
+  grown = two.grown(17).variables['params']['own']
+  for name, axis in (('kernel', 16), ('bias', 16)):
+    np.testing.assert_array_equal(grown['turned'][name][..., :axis], two.variables['params']['own']['turned'][name])
+  np.testing.assert_array_equal(grown['means'][:, :16], two.variables['params']['own']['means'])
+  assert np.any(grown['turned']['kernel'][..., 16:] != 0)
+  np.testing.assert_array_equal(grown['covariance'], two.variables['params']['own']['covariance'])
+
+
+def test_another_method_drops_what_dream_kept_and_dream_does_not_go_on_without(taught, tmp_path):
+  folder, stages, _ = taught
+  plain = Learner.load(folder, method='abd')
+  assert 'own' not in plain.classifier.variables['params']
+  np.testing.assert_array_equal(plain.predict(IMAGES).probabilities, stages[-1][1].probabilities)
+  plain.save(tmp_path / 'model')
+  with pytest.raises(UserError, match='method=dream keeps something of each class since it was new, and these classes'):
+    Learner.load(tmp_path / 'model', method='dream')
+  variables = plain.classifier.variables
+  with pytest.raises(UserError, match='these classes were learned otherwise: choose another method'):
+    Learner.from_variables(variables, plain.class_names, (0.5,) * 3, (0.2,) * 3, **TINY | dict(method='dream'))
+
+
 def test_a_batch_larger_than_the_lesson_is_reduced_and_that_is_said(capsys):
   config = learner.fit_batch(Learner(**TINY, learning_rate=0.1).classifier.config, 1)
   # One row of four: the rate is halved.
@@ -278,6 +310,7 @@ def test_what_cannot_be_learned_is_refused_before_any_training(taught, monkeypat
 @pytest.mark.parametrize('settings, sentence', [
     (dict(epoch_count=3), 'no setting called epoch_count'),
     (dict(dataset='digits'), 'no setting called dataset'),
+    (dict(student='resnet8_icarl'), '--method=dream makes a head that has a bias, and that of --student=resnet8_icarl'),
     (dict(student='vgg'), '--student=vgg is not one of'),
     (dict(method='upper_bound'), 'method=upper_bound is not one of .*, which carry nothing but the classifier'),
     (dict(image_size=30), 'images of 30x30 cannot be generated: both sides must be multiples of 4'),

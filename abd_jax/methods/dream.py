@@ -1,29 +1,59 @@
-"""Dream: ABD whose features are asked for more than a task needs, and held where that more is read; our own.
+"""Dream: ABD with features that are asked for more, and a head that remembers where its classes lie; our own.
 
-The features of a task with few classes tell these apart and little else; what would part them from the classes of other
-tasks is learned by nobody, since no two tasks' real images ever meet. So each real image joins a second time, turned by
-a quarter, a half or three quarters of a circle, and a head of the method's own says class and turn at once: four times
-as many classes, of the same images. Labels of this kind are those of PASS (Zhu et al., CVPR 2021), which stores a mean
-of each class besides. What is new here is that Eq. 13 holds the features wherever either head looks.
+Two things keep ABD from more. The features of a task with few classes tell these apart and little else; what would part
+them from the classes of other tasks is learned by nobody, since no two tasks' real images ever meet. And the head is
+taught where the old classes lie by synthetic images (Eq. 14), which lie elsewhere than real ones did.
+
+So each real image joins a second time, turned by a quarter, a half or three quarters of a circle, and a head of the
+method's own says class and turn at once: four times as many classes, of the same images. Labels of this kind are those
+of PASS (Zhu et al., CVPR 2021). Eq. 13 holds the features wherever either head looks.
+
+And when a task is over its head is made, not trained: that of a linear discriminant (`discriminant.Discriminant`),
+whose means were those of real images when there were some. Synthetic images say how features have moved since, never
+where a class lies. The frozen classifier is all that is kept, but its head is a mean a class and one covariance.
 """
 
 import jax.numpy as jnp
+import numpy as np
 
+from abd_jax import discriminant
 from abd_jax.losses import feature_distillation, local_cross_entropy
 from abd_jax.methods import abd
-from abd_jax.methods.interface import Method, Phase, everything
+from abd_jax.methods.interface import OWN, Method, Phase, everything
 from abd_jax.models.resnet import linear
 
 _WAYS = 4  # in which a square image can lie, upright first
 _TURNS = _WAYS - 1
 
 
-def turned_head(shapes):
-  """A logit for each class in each turn, initialised as PyTorch does; ValueError unless images are square."""
+def own_parameters(shapes):
+  """The turned head and the discriminant; ValueError unless images are square.
+
+  `turned` has a logit for each turn of each class, initialised as PyTorch does; `means` [D, K] and `covariance` [D, D]
+  are those of a `discriminant.Discriminant`.
+  """
   height, width, _ = shapes.image
   if height != width:
     raise ValueError(f'images of {height} x {width} pixels cannot be turned by a quarter')
-  return lambda key: linear(key, shapes.features, _TURNS * shapes.classes)
+  size, classes = shapes.features, shapes.classes
+
+  def init(key):
+    flat = linear(key, size, _TURNS * classes)
+    return {
+        'turned': {
+            'kernel': flat['kernel'].reshape(size, _TURNS, classes), 'bias': flat['bias'].reshape(_TURNS, classes)
+        },
+        'means': jnp.zeros((size, classes)),
+        'covariance': jnp.zeros((size, size)),
+    }
+
+  return init
+
+
+def trained(params, past, tasks):
+  """Trains all but the discriminant, which is made."""
+  made = {'turned': True, 'means': False, 'covariance': False}
+  return {**everything(params, past, tasks), OWN: made}
 
 
 def turned_cross_entropy(rows, own, past, seen):
@@ -31,14 +61,13 @@ def turned_cross_entropy(rows, own, past, seen):
 
   Args:
     rows: turned ones.
-    own: the parameters of `turned_head`.
+    own: `own_parameters`.
     past: number of classes of the earlier tasks.
     seen: number of classes of the tasks so far.
   """
-  logits_NK = rows.logits
-  count, num_classes = logits_NK.shape
-  turned_NTK = (rows.features @ own['kernel'] + own['bias']).reshape(count, _TURNS, num_classes)
-  all_NK4 = jnp.concatenate([logits_NK[:, None], turned_NTK], axis=1).swapaxes(1, 2)
+  count, _ = rows.logits.shape
+  turned_NTK = jnp.einsum('nd,dtk->ntk', rows.features, own['turned']['kernel']) + own['turned']['bias']
+  all_NK4 = jnp.concatenate([rows.logits[:, None], turned_NTK], axis=1).swapaxes(1, 2)
   # A class's four logits side by side, so that the new classes are a window.
   return local_cross_entropy(
       all_NK4.reshape(count, -1), _WAYS * rows.labels + rows.quarters, _WAYS * past, _WAYS * seen
@@ -50,10 +79,11 @@ def turned_distillation(rows, own, past):
 
   Args:
     rows: `Rows` of which student and teacher have features.
-    own: the parameters of `turned_head`, the teacher's.
+    own: `own_parameters`, the teacher's.
     past: number of classes that the teacher knows.
   """
-  looked_at = lambda features: (features @ own['kernel']).reshape(_TURNS * len(features), -1)  # noqa: E731
+  kernel = own['turned']['kernel']
+  looked_at = lambda features: jnp.einsum('nd,dtk->ntk', features, kernel).reshape(-1, kernel.shape[-1])  # noqa: E731
   held_NT = feature_distillation(looked_at(rows.features), looked_at(rows.teacher_features), past)
   return jnp.mean(held_NT.reshape(-1, _TURNS), axis=1)
 
@@ -76,9 +106,38 @@ def dream_loss(view, hparams):
   return loss, {**terms, 'loss': loss, 'turn': turn, 'hold_turned': hold}
 
 
+def remember(params, learned):
+  """The parameters with the head of a discriminant, of the new classes as they are and the old ones as they moved.
+
+  Its kernel is as long as the trained one, in the mean over classes: by it Eq. 13 weighs, and the confidence of the
+  teacher that is inverted.
+  """
+  past, seen, own, head = learned.past, learned.seen, params[OWN], params['head']
+  known = discriminant.of_classes(learned.features, learned.labels, range(past, seen))
+  if past:
+    moved = discriminant.movement(
+        np.concatenate([learned.teacher_features, learned.synthetic_teacher_features]),
+        np.concatenate([learned.features, learned.synthetic_features]),
+    )
+    before = discriminant.Discriminant(np.float64(own['means']).T[:past], np.float64(own['covariance']))
+    known = discriminant.joined(moved.carry(before), known)
+  length = np.linalg.norm(head['kernel'][:, :seen], axis=0).mean()
+  made = dict(zip(('kernel', 'bias'), known.head(length), strict=True))
+  of_seen = lambda old, new: np.concatenate([new, old[..., seen:]], axis=-1).astype(np.float32)  # noqa: E731
+  return {
+      **params,
+      'head': {name: of_seen(np.asarray(leaf), made[name]) for name, leaf in head.items()},
+      OWN: {
+          **own, 'means': of_seen(np.asarray(own['means']), known.means.T), 'covariance': np.float32(known.covariance)
+      },
+  }
+
+
 DREAM = Method(
     'dream',
-    first=(Phase('learn', first_loss, trains=everything, turned=True),),
-    later=(Phase('learn', dream_loss, dreams=True, trains=everything, turned=True),),
-    own=turned_head,
+    first=(Phase('learn', first_loss, trains=trained, turned=True),),
+    later=(Phase('learn', dream_loss, dreams=True, trains=trained, turned=True),),
+    own=own_parameters,
+    own_is_head=True,
+    closes=remember,
 )

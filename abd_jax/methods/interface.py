@@ -79,6 +79,29 @@ class View:
   turned: Rows | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Learned:
+  """What a method may look at when all phases of a task are over: features in eval mode, of images as they are.
+
+  Attributes:
+    labels: i32[M], of the task's own images.
+    features: f32[M, D], the student's.
+    teacher_features: f32[M, D], or None in the first task.
+    synthetic_features: f32[S, D], the student's of about as many synthetic images, or None in the first task.
+    synthetic_teacher_features: f32[S, D], or None.
+    past: classes of the earlier tasks.
+    seen: classes of the tasks so far.
+  """
+
+  labels: Any
+  features: Any
+  teacher_features: Any
+  synthetic_features: Any
+  synthetic_teacher_features: Any
+  past: int
+  seen: int
+
+
 def stack_rows(real, synthetic):
   """The real rows followed by the synthetic ones, where there are any."""
   if synthetic is None:
@@ -234,7 +257,11 @@ class Method:
     own: (`Shapes`) -> ((key) -> parameters), what the method trains beside the network; ValueError for images that it
       cannot take.
     renews_own: whether these are made new for each task, and none is kept from one to the next.
+    own_is_head: whether they are of the classifier's head, kept and grown with it: classes are the last axis of those
+      that have one a class.
     tallies: whether labels are counted, for losses that look at `View.met`.
+    closes: (the student's parameters, `Learned`) -> its parameters when all phases of a task are over: what is made
+      without a gradient, on the host. None for a method that leaves them as they were trained. Such a method dreams.
     readout: (logits, own parameters, i32[K] tasks, config.Hyperparameters) -> the logits that an evaluation reads.
     standardised: whether images are standardised; else they stay in [0, 1].
     weight_decay: in the place of --weight_decay.
@@ -247,7 +274,9 @@ class Method:
   coreset: Coreset | None = None
   own: Callable | None = None
   renews_own: bool = False
+  own_is_head: bool = False
   tallies: bool = False
+  closes: Callable | None = None
   readout: Callable | None = None
   standardised: bool = True
   weight_decay: float | None = None
