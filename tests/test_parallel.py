@@ -61,7 +61,7 @@ for mode in ('alone', 'jit', 'pmap'):
   teacher = compiled.freeze(turning)
   turning, its = compiled.learn[METHODS['dream'].later[0]](
       turning, teacher, generator, images, labels, rows, 2, 4, 0.1, place, 1, None)
-  said.append((turning, its))
+  said.append((turning, its, compiled.synthetic_features(turning, teacher, generator, place)))
   # After one step SGD's momentum is the gradient, Adam's first moment a tenth of it.
   found = student.opt_state, student.batch_stats, moved.opt_state[0].mu, moved.batch_stats, metrics, terms, other, said
   np.savez(f'{sys.argv[1]}/{mode}.npz', *jax.tree.leaves(found))
@@ -115,13 +115,15 @@ def test_every_step_is_lowered_for_accelerators(platform):
   calls = {'invert': (compiled.invert, (generator, teacher, 2, place, 3)),
            'preview': (compiled.preview, (generator, teacher, 2, place)),
            'evaluate': (compiled.evaluate, (student.variables, images[:programs.EVAL_BATCH]))}
+  dreams = programs.programs_for(config.with_values(settings, dict(method='dream')), tasks, digits)
+  calls['synthetic_features'] = dreams.synthetic_features, (student, teacher, generator, place)
   for phase, step in compiled.learn.items():
     helpers = (teacher, generator) if phase.dreams else (None, None)
     calls[phase.loss.__name__] = step, (student, *helpers, images, labels, rows, 2, 4, 0.1, place, 3, None)
   for name, (step, arguments) in calls.items():
     text = str(jax.export.export(step.jitted, platforms=[platform])(*arguments).mlir_module())
     # Several steps are a loop; convolutions are XLA's own, and in half precision.
-    assert ('stablehlo.while' in text) or name in ('preview', 'evaluate'), name
+    assert ('stablehlo.while' in text) or name in ('preview', 'evaluate', 'synthetic_features'), name
     assert 'bf16' in text and 'stablehlo.convolution' in text and 'abd_convolve"' not in text, name
 
 

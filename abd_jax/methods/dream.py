@@ -10,7 +10,8 @@ of PASS (Zhu et al., CVPR 2021). Eq. 13 holds the features wherever either head 
 
 And when a task is over its head is made, not trained: that of a linear discriminant (`discriminant.Discriminant`),
 whose means were those of real images when there were some. Synthetic images say how features have moved since, never
-where a class lies. The frozen classifier is all that is kept, but its head is a mean a class and one covariance.
+where a class lies, and Eq. 14 has nothing left to do. The frozen classifier is all that is kept, but its head is a mean
+a class and one covariance.
 """
 
 import jax.numpy as jnp
@@ -97,13 +98,13 @@ def first_loss(view, hparams):
 
 
 def dream_loss(view, hparams):
-  """Eq. 15, with the turned classes beside those of Eq. 11, weighed alike, and the turned head beside Eq. 13's."""
-  upright, terms = abd.abd_loss(view, hparams)
+  """Eq. 15 but for Eq. 14: the turned classes beside those of Eq. 11, weighed alike; the turned head with Eq. 13's."""
+  learn, hold = abd.learn(view, hparams), abd.hold(view, hparams)
   turn = jnp.mean(turned_cross_entropy(view.turned, view.own, view.past, view.seen))
-  hold = jnp.mean(turned_distillation(view.both, view.teacher_own, view.past))
+  hold_turned = jnp.mean(turned_distillation(view.both, view.teacher_own, view.past))
   share = 1 - view.past / view.seen  # what `losses.balance_weights` gives a new class
-  loss = upright + hparams.turned_weight * share * turn + hparams.distillation_weight * hold
-  return loss, {**terms, 'loss': loss, 'turn': turn, 'hold_turned': hold}
+  loss = learn + hparams.turned_weight * share * turn + hparams.distillation_weight * (hold + hold_turned)
+  return loss, {'loss': loss, 'learn': learn, 'turn': turn, 'hold': hold, 'hold_turned': hold_turned}
 
 
 def remember(params, learned):
