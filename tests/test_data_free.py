@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax import data, model_files, stored_images, train
+from abd_jax import data, model_files, stored_images, task_loop, train
 from abd_jax.config import with_values
 from abd_jax.data import TaskSequence
 from abd_jax.finished import read_run
@@ -102,7 +102,7 @@ def runs(request, small, digits, tmp_path_factory):  # noqa: F811
   settings = with_values(SHORT, {'method': request.param})
   folder = tmp_path_factory.mktemp(request.param)
   gone, held = Gone(digits), []
-  begin, feed = train._Run._begin, train.feed
+  begin, feed = task_loop.Run._begin, task_loop.feed
 
   def beginning(self, task):
     # Whatever has four axes and bytes on the device: a task's images, or a batch of them.
@@ -117,8 +117,8 @@ def runs(request, small, digits, tmp_path_factory):  # noqa: F811
 
   whole = train.run(settings, folder / 'whole', digits)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train._Run, '_begin', beginning)
-    patch.setattr(train, 'feed', feeding)
+    patch.setattr(task_loop.Run, '_begin', beginning)
+    patch.setattr(task_loop, 'feed', feeding)
     results = train.run(settings, folder / 'gone', dataclasses.replace(digits, train_images=gone))
   return request.param, folder, (whole, results), held
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax import data, programs, train
+from abd_jax import data, programs, task_loop, train
 from abd_jax.config import with_values
 from abd_jax.data.tasks import epoch_order
 from abd_jax.steps import Address
@@ -35,7 +35,7 @@ def digits():
 def observed(settings, dataset, workdir):
   """What a run drew: (results, first student, rows of each step by task)."""
   students, rows = [], {}
-  begin, feed = train._Run._begin, train.feed
+  begin, feed = task_loop.Run._begin, task_loop.feed
 
   def beginning(self, task):
     begin(self, task)
@@ -54,8 +54,8 @@ def observed(settings, dataset, workdir):
     return batches
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train._Run, '_begin', beginning)
-    patch.setattr(train, 'feed', feeding)
+    patch.setattr(task_loop.Run, '_begin', beginning)
+    patch.setattr(task_loop, 'feed', feeding)
     return train.run(settings, workdir, dataset), students[0], rows
 
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax import config, damage, data, train
+from abd_jax import config, damage, data, task_loop, train
 from abd_jax.calls import Call, check_finite
 from abd_jax.checkpoint import Checkpoints
 from abd_jax.config import with_values
@@ -273,7 +273,7 @@ def test_of_several_figures_those_are_named_that_led_the_loss_astray():
 
 def fails_at(monkeypatch, task, step, times, figure='loss'):
   """Lets a figure of a step be no number, so many times."""
-  learn, left = train._Run._loop, [times]
+  learn, left = task_loop.Run._loop, [times]
 
   def loop(self, task_, name, total, epoch_steps, steps_per_call, advance):
     def failing(step_, count):
@@ -285,7 +285,7 @@ def fails_at(monkeypatch, task, step, times, figure='loss'):
 
     learn(self, task_, name, total, epoch_steps, steps_per_call, failing)
 
-  monkeypatch.setattr(train._Run, '_loop', loop)
+  monkeypatch.setattr(task_loop.Run, '_loop', loop)
 
 
 def test_rollback_goes_on_from_the_last_checkpoint_with_other_draws(whole, dataset, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax import data, lockstep, programs, train
+from abd_jax import data, lockstep, programs, task_loop, train
 from abd_jax.config import with_values
 from abd_jax.errors import NotFinite, UserError
 from abd_jax.experiment import run_all
@@ -129,14 +129,14 @@ def test_sigterm_stops_all_at_one_place_from_which_they_go_on(alone, one_by_one,
 
 
 def test_one_that_goes_astray_ends_all(alone, dataset, tmp_path, monkeypatch):
-  loop = train._Run._loop
+  loop = task_loop.Run._loop
 
   def failing(self, *arguments):
     if self._config.seed == 1:
       raise NotFinite('Task 1, learn, step 1: loss is nan.')
     return loop(self, *arguments)
 
-  monkeypatch.setattr(train._Run, '_loop', failing)
+  monkeypatch.setattr(task_loop.Run, '_loop', failing)
   with pytest.raises(NotFinite, match='loss is nan'):
     _together(tmp_path, dataset)
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from abd_jax import config, data, sweep, train
+from abd_jax import config, data, sweep, task_loop
 from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.sweep import Sweep, Trial
@@ -127,8 +127,8 @@ def test_the_best_mean_is_chosen_and_of_equals_the_configs_own():
 
 def test_a_sweep_reads_no_test_image_and_repeats_no_finished_run(dataset, tmp_path, monkeypatch):
   plan = Sweep(with_values(TINY, {'workdir': str(tmp_path)}), {'learning_rate': (0.1, 1e-6), 'kd_weight': (1.0,)})
-  begun, learn = [], train._Run._learn
-  monkeypatch.setattr(train._Run, '_learn', lambda run, *rest: (begun.append(run._workdir), learn(run, *rest)))
+  begun, learn = [], task_loop.Run._learn
+  monkeypatch.setattr(task_loop.Run, '_learn', lambda run, *rest: (begun.append(run._workdir), learn(run, *rest)))
   trials = plan.run(dataset)
   folder = tmp_path / 'sweep' / 'base' / 'seed1'
   assert [trial.values for trial in trials] == [{}, {'learning_rate': 1e-6}]

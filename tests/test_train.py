@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax import config, data, programs, train
+from abd_jax import config, data, programs, task_loop, train
 from abd_jax import results as results_lib
 from abd_jax.checkpoint import Checkpoints
 from abd_jax.config import with_values
@@ -45,7 +45,7 @@ def final_states(workdir):
 def whole_run(dataset, tmp_path_factory):
   """An uninterrupted run, with every teacher as it was frozen and as it was left."""
   workdir = tmp_path_factory.mktemp('whole')
-  teachers, begin = [], train._Run._begin
+  teachers, begin = [], task_loop.Run._begin
 
   def recording_begin(self, task):
     begin(self, task)
@@ -54,7 +54,7 @@ def whole_run(dataset, tmp_path_factory):
 
   programs.clear()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train._Run, '_begin', recording_begin)
+    patch.setattr(task_loop.Run, '_begin', recording_begin)
     results = train.run(TINY, workdir, dataset)
   sequence = train.check(TINY, dataset)
   return workdir, results, teachers, programs.programs_for(TINY, sequence, dataset).traces()
@@ -121,7 +121,7 @@ def test_the_workdir_holds_what_is_promised(whole_run):
 
 def test_a_finished_run_is_not_run_again(whole_run, dataset, monkeypatch):
   workdir, results, *_ = whole_run
-  monkeypatch.setattr(train._Run, '_learn', lambda *args: pytest.fail('it learned again'))
+  monkeypatch.setattr(task_loop.Run, '_learn', lambda *args: pytest.fail('it learned again'))
   assert train.run(TINY, workdir, dataset) == results
 
 
