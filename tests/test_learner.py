@@ -236,13 +236,14 @@ def test_what_dream_keeps_in_the_head_grows_with_it_and_goes_with_the_method(tau
   (two, _), (seventeen, _), *_ = stages
   own = seventeen.variables['params']['own']
   assert jax.tree.map(np.shape, own) == {
-      'turned': {'kernel': (64, 3, 32), 'bias': (3, 32)}, 'means': (64, 32), 'covariance': (64, 64),
+      'turned': {'kernel': (64, 3, 32), 'bias': (3, 32)}, 'trained': {'kernel': (64, 32), 'bias': (32,)},
+      'means': (64, 32), 'covariance': (64, 64),
   }
   assert np.all(own['means'][:, 17:] == 0) and np.all(np.any(own['means'][:, :17] != 0, axis=0))
   grown = two.grown(17).variables['params']['own']
-  for name, axis in (('kernel', 16), ('bias', 16)):
-    np.testing.assert_array_equal(grown['turned'][name][..., :axis], two.variables['params']['own']['turned'][name])
-  np.testing.assert_array_equal(grown['means'][:, :16], two.variables['params']['own']['means'])
+  corner = lambda name: jax.tree.map(lambda leaf: leaf[..., :16], grown[name])  # noqa: E731
+  for name in ('turned', 'trained', 'means'):
+    chex.assert_trees_all_equal(corner(name), two.variables['params']['own'][name])
   assert np.any(grown['turned']['kernel'][..., 16:] != 0)
   np.testing.assert_array_equal(grown['covariance'], two.variables['params']['own']['covariance'])
 

@@ -32,7 +32,7 @@ def _balance(labels, view, hparams):
   return jnp.ones(len(labels)) if hparams.ablate == 'balance' else balance_weights(labels, view.past, view.seen)
 
 
-def learn(view, hparams):
+def _learn(view, hparams):
   """Eq. 11: the new classes among themselves."""
   start = 0 if hparams.ablate == 'local_ce' else view.past
   loss_N = local_cross_entropy(view.real.logits, view.real.labels, start, view.seen)
@@ -40,7 +40,7 @@ def learn(view, hparams):
   return jnp.mean(weights_N * loss_N)
 
 
-def separate(view, hparams):
+def _separate(view, hparams):
   """Eq. 14: the head alone tells new from past; synthetic images never shape the features."""
   logits_NK = view.head(stop_gradient(view.both.features))
   loss_N = cross_entropy(logits_NK, view.both.labels, _finetune_classes(view, hparams))
@@ -49,7 +49,7 @@ def separate(view, hparams):
   return loss / batch_mean(weights_N, view.axis) if hparams.finetune_normalise == 'weighted' else loss
 
 
-def hold(view, hparams):
+def _hold(view, hparams):
   """Eq. 13 (importance), Eq. 12 (features), or the softened predictions of Eq. 8 (softmax)."""
   rows = {'real_distillation': view.synthetic, 'synthetic_distillation': view.real}.get(hparams.ablate, view.both)
   if hparams.distillation == 'importance':
@@ -63,10 +63,10 @@ def hold(view, hparams):
 
 def abd_loss(view, hparams):
   """Eq. 15: learn the new classes, separate them from the past ones, hold the old features."""
-  terms = {'learn': learn(view, hparams), 'separate': separate(view, hparams), 'hold': hold(view, hparams)}
+  learn, separate, hold = _learn(view, hparams), _separate(view, hparams), _hold(view, hparams)
   finetune_weight = 0 if hparams.ablate == 'finetune' else hparams.finetune_weight
-  loss = terms['learn'] + finetune_weight * terms['separate'] + hparams.distillation_weight * terms['hold']
-  return loss, {'loss': loss, **terms}
+  loss = learn + finetune_weight * separate + hparams.distillation_weight * hold
+  return loss, {'loss': loss, 'learn': learn, 'separate': separate, 'hold': hold}
 
 
 ABD = Method(

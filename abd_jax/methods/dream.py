@@ -8,12 +8,14 @@ So each real image joins a second time, turned by a quarter, a half or three qua
 method's own says class and turn at once: four times as many classes, of the same images. Labels of this kind are those
 of PASS (Zhu et al., CVPR 2021). Eq. 13 holds the features wherever either head looks.
 
-And when a task is over its head is made, not trained: that of a linear discriminant (`discriminant.Discriminant`),
-whose means were those of real images when there were some. Synthetic images say how features have moved since, never
-where a class lies, and Eq. 14 has nothing left to do. The frozen classifier is all that is kept, but its head is a mean
-a class and one covariance.
+And when a task is over another head than the trained one answers: that of a linear discriminant
+(`discriminant.Discriminant`), whose means were those of real images when there were some. Synthetic images say how
+features have moved since, never where a class lies. The next task begins with the trained head again: what is held, and
+what the generator inverts, is ABD's. So the frozen classifier is all that is kept, with three heads: a mean of each
+class, and one covariance, are those of the third.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,10 +30,11 @@ _TURNS = _WAYS - 1
 
 
 def own_parameters(shapes):
-  """The turned head and the discriminant; ValueError unless images are square.
+  """The other heads; ValueError unless images are square.
 
-  `turned` has a logit for each turn of each class, initialised as PyTorch does; `means` [D, K] and `covariance` [D, D]
-  are those of a `discriminant.Discriminant`.
+  `turned` has a logit for each turn of each class, initialised as PyTorch does; `trained` is the network's own while
+  the one that was made stands in its place; `means` [D, K] and `covariance` [D, D] are those of a
+  `discriminant.Discriminant`.
   """
   height, width, _ = shapes.image
   if height != width:
@@ -44,6 +47,7 @@ def own_parameters(shapes):
         'turned': {
             'kernel': flat['kernel'].reshape(size, _TURNS, classes), 'bias': flat['bias'].reshape(_TURNS, classes)
         },
+        'trained': {'kernel': jnp.zeros((size, classes)), 'bias': jnp.zeros(classes)},
         'means': jnp.zeros((size, classes)),
         'covariance': jnp.zeros((size, size)),
     }
@@ -51,9 +55,9 @@ def own_parameters(shapes):
   return init
 
 
-def trained(params, past, tasks):
-  """Trains all but the discriminant, which is made."""
-  made = {'turned': True, 'means': False, 'covariance': False}
+def trains(params, past, tasks):
+  """Trains the network and the turned head."""
+  made = {'turned': True, 'trained': False, 'means': False, 'covariance': False}
   return {**everything(params, past, tasks), OWN: made}
 
 
@@ -98,21 +102,22 @@ def first_loss(view, hparams):
 
 
 def dream_loss(view, hparams):
-  """Eq. 15 but for Eq. 14: the turned classes beside those of Eq. 11, weighed alike; the turned head with Eq. 13's."""
-  learn, hold = abd.learn(view, hparams), abd.hold(view, hparams)
+  """Eq. 15, with the turned classes beside those of Eq. 11, weighed alike, and the turned head beside Eq. 13's."""
+  upright, terms = abd.abd_loss(view, hparams)
   turn = jnp.mean(turned_cross_entropy(view.turned, view.own, view.past, view.seen))
-  hold_turned = jnp.mean(turned_distillation(view.both, view.teacher_own, view.past))
+  hold = jnp.mean(turned_distillation(view.both, view.teacher_own, view.past))
   share = 1 - view.past / view.seen  # what `losses.balance_weights` gives a new class
-  loss = learn + hparams.turned_weight * share * turn + hparams.distillation_weight * (hold + hold_turned)
-  return loss, {'loss': loss, 'learn': learn, 'turn': turn, 'hold': hold, 'hold_turned': hold_turned}
+  loss = upright + hparams.turned_weight * share * turn + hparams.distillation_weight * hold
+  return loss, {**terms, 'loss': loss, 'turn': turn, 'hold_turned': hold}
+
+
+def learn_on(params):
+  """The parameters as the next task begins with them: the trained head in the place of the one that was made."""
+  return {**params, 'head': jax.tree.map(jnp.copy, params[OWN]['trained'])}  # a copy: a step takes the memory of both
 
 
 def remember(params, learned):
-  """The parameters with the head of a discriminant, of the new classes as they are and the old ones as they moved.
-
-  Its kernel is as long as the trained one, in the mean over classes: by it Eq. 13 weighs, and the confidence of the
-  teacher that is inverted.
-  """
+  """The parameters with the head of a discriminant, of the new classes as they are and the old ones as they moved."""
   past, seen, own, head = learned.past, learned.seen, params[OWN], params['head']
   known = discriminant.of_classes(learned.features, learned.labels, range(past, seen))
   if past:
@@ -122,23 +127,22 @@ def remember(params, learned):
     )
     before = discriminant.Discriminant(np.float64(own['means']).T[:past], np.float64(own['covariance']))
     known = discriminant.joined(moved.carry(before), known)
-  length = np.linalg.norm(head['kernel'][:, :seen], axis=0).mean()
-  made = dict(zip(('kernel', 'bias'), known.head(length), strict=True))
+  made = dict(zip(('kernel', 'bias'), known.head(), strict=True))
   of_seen = lambda old, new: np.concatenate([new, old[..., seen:]], axis=-1).astype(np.float32)  # noqa: E731
+  remembered = {'means': of_seen(own['means'], known.means.T), 'covariance': np.float32(known.covariance)}
   return {
       **params,
-      'head': {name: of_seen(np.asarray(leaf), made[name]) for name, leaf in head.items()},
-      OWN: {
-          **own, 'means': of_seen(np.asarray(own['means']), known.means.T), 'covariance': np.float32(known.covariance)
-      },
+      'head': {name: of_seen(leaf, made[name]) for name, leaf in head.items()},
+      OWN: {**own, 'trained': head, **remembered},
   }
 
 
 DREAM = Method(
     'dream',
-    first=(Phase('learn', first_loss, trains=trained, turned=True),),
-    later=(Phase('learn', dream_loss, dreams=True, trains=trained, turned=True),),
+    first=(Phase('learn', first_loss, trains=trains, turned=True),),
+    later=(Phase('learn', dream_loss, dreams=True, trains=trains, turned=True),),
     own=own_parameters,
     own_is_head=True,
+    opens=learn_on,
     closes=remember,
 )

@@ -260,6 +260,8 @@ class Method:
     own_is_head: whether they are of the classifier's head, kept and grown with it: classes are the last axis of those
       that have one a class.
     tallies: whether labels are counted, for losses that look at `View.met`.
+    opens: (the student's parameters) -> its parameters as a later task begins with them, where `closes` made others;
+      twice is as good as once. None for a method that goes on with those it has.
     closes: (the student's parameters, `Learned`) -> its parameters when all phases of a task are over: what is made
       without a gradient, on the host. None for a method that leaves them as they were trained. Such a method dreams.
     readout: (logits, own parameters, i32[K] tasks, config.Hyperparameters) -> the logits that an evaluation reads.
@@ -276,6 +278,7 @@ class Method:
   renews_own: bool = False
   own_is_head: bool = False
   tallies: bool = False
+  opens: Callable | None = None
   closes: Callable | None = None
   readout: Callable | None = None
   standardised: bool = True
