@@ -102,7 +102,6 @@ class Hyperparameters:
   ce_weight: float = _field(0.5, 'of the cross-entropies of rdfcil', at_least=0)
   hkd_weight: float = _field(0.15, 'of the past logits that rdfcil holds on synthetic images', at_least=0)
   rkd_weight: float = _field(0.5, 'of the angles between features that rdfcil holds on real images', at_least=0)
-  turned_weight: float = _field(1.0, 'of the turned images of dream', at_least=0)
   phase2_batch_stats: str = _field('frozen', 'BatchNorm in the second phase of e2e, bic and rdfcil; updated: in train'
                                    ' mode, as in ABD\'s authors\' code of the first two', choices=('frozen', 'updated'))
   bic_evaluation: str = _field('corrected', 'logits evaluated; raw: without the bias layers, as in the authors\' code',

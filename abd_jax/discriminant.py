@@ -30,15 +30,24 @@ class Discriminant:
   means: np.ndarray
   covariance: np.ndarray
 
-  def head(self):
-    """(kernel f64[D, K], bias f64[K]) of logits whose softmax is the posterior, all classes as likely before."""
+  def head(self, length=None):
+    """(kernel f64[D, K], bias f64[K]): the logits of Fisher's linear discriminant, all classes as likely.
+
+    Args:
+      length: the mean Euclidean length of the kernel's columns, which leaves the order of the logits as it is; None: as
+        Bayes has it, where the softmax of the logits is the posterior.
+    """
     size = len(self.covariance)
     variance = np.trace(self.covariance) / size
     spread = (1 - _SHRINKAGE) * self.covariance + (_SHRINKAGE * variance + _LEAST_VARIANCE) * np.eye(size)
     centre = self.means.mean(axis=0)  # what all classes share tells none from another
     kernel = np.linalg.solve(spread, (self.means - centre).T)
     bias = -0.5 * np.sum((self.means + centre).T * kernel, axis=0)
-    return kernel, bias
+    scale = 1.0
+    if length is not None:
+      now = np.linalg.norm(kernel, axis=0).mean()
+      scale = length / now if now else 1.0
+    return scale * kernel, scale * bias
 
 
 @dataclasses.dataclass(frozen=True)

@@ -232,7 +232,6 @@ def _learn(phase, networks, optimisation, augmentation, hparams, image_set=None)
       train_mode=not phase.frozen_statistics or hparams.phase2_batch_stats == 'updated',
       tasks=networks.task_of_class,
       apart=phase.apart,
-      turned=phase.turned,
   )
   draw, dream = synthesis(networks, phase.dreams, phase.replays, image_set)
   step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream, networks.axis, draw)

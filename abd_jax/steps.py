@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 
 from abd_jax import inversion
-from abd_jax.data.augment import turn
 from abd_jax.losses import classes_between, mask_logits
 from abd_jax.methods.interface import OWN, Rows, View, network, stack_rows
 from abd_jax.parallel import keep_split, mean_over, split_rows
@@ -65,7 +64,7 @@ class Batch:
 
 def make_student_update(
     model, optimizer, loss, *, hparams, statistics_rate=1.0, axis=None, trains=network, train_mode=True, tasks=None,
-    apart=False, turned=False,
+    apart=False,
 ):
   """The learning step on images that are already augmented, normalised and dreamed.
 
@@ -83,7 +82,6 @@ def make_student_update(
     train_mode: BatchNorm uses the batch's statistics and moves the running ones; else it uses those and leaves them.
     tasks: the task of each class of the head, for losses that look at it.
     apart: as in `methods.interface.Phase`, of one with synthetic images.
-    turned: likewise; the two do not go together.
 
   Returns:
     update(student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate, key, before) ->
@@ -112,10 +110,6 @@ def make_student_update(
   ):
     num_real = len(labels)
     images = keep_split(stack_rows(real_images, synthetic_images), axis)
-    passing, quarters = images, None
-    if turned:
-      quarters = _quarters(key, num_real, axis)
-      passing = keep_split(jnp.concatenate([images, turn(real_images, quarters)]), axis)
     teacher_features = teacher_logits = None
     if teacher is not None:
       teacher_features = model.apply(teacher.variables, images, train=False, method='features')
@@ -127,8 +121,7 @@ def make_student_update(
     before_logits = None if before is None else model.apply(before.variables, images, train=False)
 
     def objective(params):
-      features, batch_stats = features_of(params, student.batch_stats, passing, num_real)
-      features, of_turned = jnp.split(features, [len(images)])
+      features, batch_stats = features_of(params, student.batch_stats, images, num_real)
       logits = classify(params, features)
       both = Rows(labels, features, logits, teacher_features, teacher_logits, before_logits, images)
       view = View(
@@ -142,11 +135,9 @@ def make_student_update(
           head=lambda features: classify(params, features),
           teacher_head=None if teacher is None else lambda features: classify(teacher.params, features),
           own=params.get(OWN),
-          teacher_own=teacher and teacher.params.get(OWN),
           tasks=tasks,
           noise=lambda size: _noise(key, num_real, both.labels, size, axis),
           met=student.tally and student.tally.before_epoch,
-          turned=Rows(labels[:num_real], of_turned, classify(params, of_turned), quarters=quarters) if turned else None,
       )
       total, metrics = loss(view, hparams)
       return total, (metrics, batch_stats)
@@ -183,12 +174,6 @@ def _counted(tally, labels, axis):
   counts_K = jnp.sum(jax.nn.one_hot(labels, len(tally.so_far), dtype=jnp.int32), axis=0)
   counts_K = counts_K if axis is None else jax.lax.psum(counts_K, axis)
   return Tally(tally.so_far + counts_K, tally.before_epoch)
-
-
-def _quarters(key, num_real, axis):
-  """i32[N] from 1 to 3: how far each real image is turned, drawn for the whole batch."""
-  devices = 1 if axis is None else jax.lax.axis_size(axis)
-  return split_rows(jax.random.randint(jax.random.fold_in(key, 1), (num_real * devices,), 1, 4), axis)
 
 
 def _noise(key, num_real, labels, size, axis):

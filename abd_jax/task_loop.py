@@ -128,7 +128,7 @@ class Run:
     if task and self._programs.renew:
       self._student = self._programs.renew(self._student, self._place(task, Address.STUDENT_INIT))
     if task and self._method.opens:
-      self._student = self._student.replace(params=self._method.opens(self._student.params))
+      self._student = self._student.replace(params=self._method.opens(self._student.params, self._tasks.past(task)))
     if task and self._method.teacher:
       self._teacher = self._programs.freeze(self._student)
     if task and self._method.dreams and self._generator is None:

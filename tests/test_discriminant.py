@@ -29,6 +29,15 @@ def test_its_head_is_scikit_learns_discriminant():
   np.testing.assert_allclose(softmax(FEATURES @ kernel + bias), theirs.predict_proba(FEATURES), rtol=1e-3, atol=1e-8)
 
 
+def test_a_length_changes_the_confidence_alone():
+  known = discriminant.of_classes(FEATURES, LABELS, range(CLASSES))
+  (kernel, bias), (other, its) = known.head(), known.head(3.0)
+  np.testing.assert_allclose(np.linalg.norm(other, axis=0).mean(), 3)
+  scale = other[0, 0] / kernel[0, 0]
+  np.testing.assert_allclose(other, scale * kernel)
+  np.testing.assert_allclose(its, scale * bias)
+
+
 def test_a_linear_move_is_followed_and_what_is_left_over_widens_the_classes():
   matrix, shift = RNG.normal(size=(SIZE, SIZE)), RNG.normal(size=SIZE)
   known = discriminant.of_classes(FEATURES, LABELS, range(CLASSES))
@@ -71,7 +80,7 @@ def test_labels_count_from_the_first_class():
 def test_dead_features_and_single_images_leave_all_finite(features):
   known = discriminant.of_classes(features, [0, 1, 2], range(3))
   moved = discriminant.movement(features, features).carry(known)
-  for part in (*known.head(), *moved.head(), moved.means, moved.covariance):
+  for part in (*known.head(1.0), *moved.head(1.0), moved.means, moved.covariance):
     assert np.isfinite(part).all()
 
 

@@ -78,7 +78,7 @@ def test_steps_are_traced_anew_only_when_the_head_grows(taught):
   assert programs[1].learn == programs[2].learn and programs[1].invert is programs[2].invert
   traces = programs[2].traces()
   assert traces == {
-      'learn: first_loss': 0, 'learn: dream_loss': 1, 'invert': 1, 'preview': 1, 'evaluate': 0, 'features': 1,
+      'learn: first_loss': 0, 'learn: abd_loss': 1, 'invert': 1, 'preview': 1, 'evaluate': 0, 'features': 1,
       'synthetic_features': 1,
   }
 
@@ -236,15 +236,13 @@ def test_what_dream_keeps_in_the_head_grows_with_it_and_goes_with_the_method(tau
   (two, _), (seventeen, _), *_ = stages
   own = seventeen.variables['params']['own']
   assert jax.tree.map(np.shape, own) == {
-      'turned': {'kernel': (64, 3, 32), 'bias': (3, 32)}, 'trained': {'kernel': (64, 32), 'bias': (32,)},
-      'means': (64, 32), 'covariance': (64, 64),
+      'trained': {'kernel': (64, 32), 'bias': (32,)}, 'means': (64, 32), 'covariance': (64, 64),
   }
   assert np.all(own['means'][:, 17:] == 0) and np.all(np.any(own['means'][:, :17] != 0, axis=0))
   grown = two.grown(17).variables['params']['own']
   corner = lambda name: jax.tree.map(lambda leaf: leaf[..., :16], grown[name])  # noqa: E731
-  for name in ('turned', 'trained', 'means'):
+  for name in ('trained', 'means'):
     chex.assert_trees_all_equal(corner(name), two.variables['params']['own'][name])
-  assert np.any(grown['turned']['kernel'][..., 16:] != 0)
   np.testing.assert_array_equal(grown['covariance'], two.variables['params']['own']['covariance'])
 
 

@@ -40,10 +40,8 @@ def view_of(features, scale, past, seen, method, phase):
   met = jnp.zeros(CLASSES, jnp.int32) if method.tallies else None
   if not phase.dreams:
     both, synthetic = real, None
-  turned = real.replace(quarters=jnp.array([1, 2, 3, 1])) if phase.turned else None
   return View(
-      real, synthetic, both, past, seen, CLASSES, classify, by_teacher, own=own, teacher_own=own, tasks=tasks, met=met,
-      turned=turned,
+      real, synthetic, both, past, seen, CLASSES, classify, by_teacher, own=own, tasks=tasks, met=met,
   )
 
 

@@ -47,12 +47,6 @@ def flip(images_NHWC, key):
   return jnp.where(_per_image(mirrored), images_NHWC[:, :, ::-1], images_NHWC)
 
 
-def turn(images_NHWC, quarters_N):
-  """Each square image turned by its own number of quarters of a circle, i32[N] from 0 to 3, as `numpy.rot90` turns."""
-  turned = [jnp.rot90(images_NHWC, quarters, (1, 2)) for quarters in range(4)]
-  return jnp.select([_per_image(quarters_N) == quarters for quarters in range(4)], turned)
-
-
 def crop(images_NHWC, key, padding):
   """A crop of the original size out of each image with a black border of `padding` pixels."""
   padded = jnp.pad(images_NHWC, ((0, 0), (padding, padding), (padding, padding), (0, 0)))

@@ -25,7 +25,6 @@ class Rows:
     teacher_logits: f32[N, K], or None.
     before_logits: f32[N, K] of the student as it was when the phase began, or None where it does not look back.
     images: f32[N, H, W, C], as they reach the student.
-    quarters: i32[N], by how many quarters of a circle each was turned; None for rows as they come.
   """
 
   labels: Any
@@ -35,7 +34,6 @@ class Rows:
   teacher_logits: Any = None
   before_logits: Any = None
   images: Any = None
-  quarters: Any = None
 
 
 @flax.struct.dataclass
@@ -46,8 +44,6 @@ class View:
     real: the batch of the task's own images.
     synthetic: as many dreamed ones, or None where the phase does not dream.
     both: the real rows, then the synthetic.
-    turned: the real rows once more, each turned by 1, 2 or 3 quarters of a circle, through the student alone; None in a
-      phase without.
     past: i32[], classes of the earlier tasks.
     seen: i32[], classes of the tasks so far.
     num_classes: classes of the whole head.
@@ -55,7 +51,6 @@ class View:
     teacher_head: the same through the teacher's, or None.
     axis: the mapped axis along which devices share the batch, or None; what is not a mean over rows needs it.
     own: the method's own parameters beside the network's, or None.
-    teacher_own: the same as the teacher has them.
     tasks: i32[K], the task of each class of the head.
     noise: (size) -> f32[N, size], standard normal, a row for each of `both`; for what the loss draws.
     met: i32[K], how often each class was met, real or synthetic, in this task before this epoch; None where the method
@@ -72,11 +67,9 @@ class View:
   teacher_head: Callable | None = flax.struct.field(pytree_node=False, default=None)
   axis: str | None = flax.struct.field(pytree_node=False, default=None)
   own: Any = None
-  teacher_own: Any = None
   tasks: Any = None
   noise: Callable | None = flax.struct.field(pytree_node=False, default=None)
   met: Any = None
-  turned: Rows | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +177,6 @@ class Phase:
     frozen_statistics: BatchNorm uses its running statistics and leaves them, unless --phase2_batch_stats=updated.
     schedule: (config.Optimisation) -> `Schedule`.
     continues: whether the optimizer goes on with the momentum of the phase before; else it begins anew.
-    turned: whether each real image joins a second time, turned: `View.turned`. Images must be square.
     apart: whether real and synthetic images pass through the student one after the other, each with batch statistics of
       their own, so that running statistics move twice; else together.
     second_pass: whether the authors' code passes each batch twice through the student in train mode, which
@@ -202,7 +194,6 @@ class Phase:
   frozen_statistics: bool = False
   schedule: Callable = whole
   continues: bool = False
-  turned: bool = False
   apart: bool = False
   second_pass: bool = False
 
@@ -260,8 +251,8 @@ class Method:
     own_is_head: whether they are of the classifier's head, kept and grown with it: classes are the last axis of those
       that have one a class.
     tallies: whether labels are counted, for losses that look at `View.met`.
-    opens: (the student's parameters) -> its parameters as a later task begins with them, where `closes` made others;
-      twice is as good as once. None for a method that goes on with those it has.
+    opens: (the student's parameters, past) -> its parameters as a later task begins with them, where `closes` made
+      others; twice is as good as once. None for a method that goes on with those it has.
     closes: (the student's parameters, `Learned`) -> its parameters when all phases of a task are over: what is made
       without a gradient, on the host. None for a method that leaves them as they were trained. Such a method dreams.
     readout: (logits, own parameters, i32[K] tasks, config.Hyperparameters) -> the logits that an evaluation reads.
