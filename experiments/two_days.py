@@ -22,7 +22,7 @@ from abd_jax.data import load
 from abd_jax.errors import UserError
 from abd_jax.results import versions
 
-METHODS = ('abd', 'base')
+METHODS = ('dream', 'abd', 'base')
 
 
 def define_flags(flag_values=flags.FLAGS):

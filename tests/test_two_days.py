@@ -44,12 +44,13 @@ def test_each_lesson_is_shown_its_own_classes_alone(script, tmp_path):
   lessons = [call[1:] for call in script.calls if call[0] == '--train_dir']
   assert [(model, list(shown), more) for model, shown, more in lessons] == [
       ('model', ['0', '1'], ('--epochs=1',)),
+      ('dream', ['2', '3'], ('--epochs=1', '--method=dream')),
       ('abd', ['2', '3'], ('--epochs=1', '--method=abd')),
       ('base', ['2', '3'], ('--epochs=1', '--method=base')),
   ]
   assert not (tmp_path / 'days' / 'photos').exists()
   asked = [(model, shown) for what, model, shown, _ in script.calls if what == '--test_dir']
-  assert [model for model, _ in asked] == ['model', 'abd', 'abd', 'base', 'base']
+  assert [model for model, _ in asked] == ['model', 'dream', 'dream', 'abd', 'abd', 'base', 'base']
   sizes = [sum(shown.values()) for _, shown in asked[1:3]]
   said = json.loads((tmp_path / 'said.json').read_text())
   assert said['classes'] == {'first': ['0', '1'], 'second': ['2', '3']} and said['flags'] == ['--epochs=1']
