@@ -14,7 +14,9 @@ import numpy as np
 
 # Of the mean variance: how much of it every direction gets, so that none is blown up for having little.
 _SHRINKAGE = 0.05
+# Likewise of what the map is fitted to, for directions in which no image says how features move.
 _RIDGE = 1e-3
+# Of any direction: features of one image a class, or dead ones, have none.
 _LEAST_VARIANCE = 1e-6
 
 
