@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from abd_jax import config as config_lib
-from abd_jax import model_files, programs
+from abd_jax import model_files, programs, states
 from abd_jax.config import Config
 from abd_jax.data.arrays import checked_names
 from abd_jax.errors import UserError
@@ -175,6 +175,11 @@ class Classifier:
     variables = grow_head(self.variables, self.networks(num_classes), key)
     return dataclasses.replace(self, variables=variables)
 
+  def fresh_variables(self, key):
+    """The variables of one that is as large and has learned nothing."""
+    networks, optimizer = self.networks(), states.student_optimizer(self.config.optimisation)
+    return states.init_student(networks.classifier, optimizer, self.image_shape, key, networks.init_own).variables
+
   def of_method(self):
     """Itself, or without what its method does not keep in the head.
 
@@ -200,14 +205,8 @@ class Classifier:
     finite = np.isfinite([*self.mean, *self.std]).all()
     if not finite or len(self.mean) != len(self.std) or not all(spread > 0 for spread in self.std):
       raise UserError('Mean and std must be as many numbers as images have channels, each std above 0.')
-    networks, key = self.networks(), jax.random.key(0)
-
-    def init():
-      variables = networks.classifier.init(key, jnp.zeros((1, *self.image_shape)), train=False)
-      own = {OWN: networks.init_own(key)} if networks.own else {}
-      return {**variables, 'params': {**variables['params'], **own}}
-
-    expected, found = _shapes(jax.eval_shape(init)), _shapes(self.variables)
+    like = jax.eval_shape(lambda: self.fresh_variables(jax.random.key(0)))
+    expected, found = _shapes(like), _shapes(self.variables)
     for path in sorted(expected.keys() | found.keys()):
       if expected.get(path) != found.get(path):
         raise UserError(

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -154,9 +153,7 @@ def saved_model(tmp_path_factory):
   where = tmp_path_factory.mktemp('model')
   settings = with_settings(DEFAULTS, dict(student='resnet8', image_size=8))
   model = Classifier(settings, (('cat', 'dog'),), (0.5,) * 3, (0.25,) * 3)
-  like = jax.eval_shape(
-    lambda: model.networks().classifier.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
-  )
+  like = jax.eval_shape(lambda: model.fresh_variables(jax.random.key(0)))
   ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), dict(like))
   Classifier(settings, model.tasks, model.mean, model.std, ones).save(where)
   return where
@@ -248,6 +245,10 @@ MODELS = {
     'weights of another type': (
         lambda where, said: set_weights(where, **{'params/head/bias': np.zeros(16)}),
         f' {DESCRIBED}resnet8 has params/head/bias float32[16], and these weights have float64[16].',
+    ),
+    'a covariance of other features': (
+        lambda where, said: set_weights(where, **{'params/own/covariance': np.zeros((2, 2), np.float32)}),
+        f' {DESCRIBED}resnet8 has params/own/covariance float32[64, 64], and these weights have float32[2, 2].',
     ),
     'no directory': (
         lambda where, said: shutil.rmtree(where),
