@@ -30,6 +30,7 @@ CALLS_IN_FLIGHT = 2
 # Draws that do without what led astray, until it must be something else.
 _MOST_ROLLBACKS = 3
 
+
 class Run:
   """One run in this process. The states are replaced, never changed; the record is what changes."""
 

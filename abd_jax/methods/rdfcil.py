@@ -6,14 +6,20 @@ import jax.numpy as jnp
 from abd_jax.losses import batch_mean, cross_entropy, local_cross_entropy
 from abd_jax.methods.finetuning import cross_entropy_loss
 from abd_jax.methods.interface import Method, Phase, Schedule, everything, head
-from abd_jax.models.resnet import linear
+from abd_jax.models.resnet import uniform_within
 from abd_jax.relations import adaptive_factors, angle_distillation, hard_distillation, inverse_frequency
 
 
 def projections(shapes):
   """A linear map of the features to twice as many for either network, initialised as PyTorch does."""
-  size, sides = shapes.features, ('student', 'teacher')
-  return lambda key: {side: linear(jax.random.fold_in(key, i), size, 2 * size) for i, side in enumerate(sides)}
+  size = shapes.features
+  draw = uniform_within(size**-0.5)
+
+  def linear(key):
+    kernel_key, bias_key = jax.random.split(key)
+    return {'kernel': draw(kernel_key, (size, 2 * size)), 'bias': draw(bias_key, (2 * size,))}
+
+  return lambda key: {side: linear(jax.random.fold_in(key, i)) for i, side in enumerate(('student', 'teacher'))}
 
 
 def projected(features_ND, linear):

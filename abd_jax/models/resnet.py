@@ -11,7 +11,6 @@ import functools
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from abd_jax.models.convolution import conv_general_dilated
@@ -32,13 +31,6 @@ BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast
 def uniform_within(bound):
   """Initialiser drawing from U(-bound, bound)."""
   return lambda key, shape, dtype=jnp.float32: nn.initializers.uniform(2 * bound)(key, shape, dtype) - bound
-
-
-def linear(key, inputs, outputs):
-  """A layer's {'kernel': f32[inputs, outputs], 'bias': f32[outputs]}, initialised as PyTorch does."""
-  kernel_key, bias_key = jax.random.split(key)
-  draw = uniform_within(inputs**-0.5)
-  return {'kernel': draw(kernel_key, (inputs, outputs)), 'bias': draw(bias_key, (outputs,))}
 
 
 def _kernel_init(icarl):
