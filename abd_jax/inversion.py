@@ -1,10 +1,14 @@
 """Inverting a frozen classifier: what its BatchNorm layers and its confidence say about images nobody kept."""
 
+import functools
+import operator
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from abd_jax import losses
+from abd_jax.models.batch_norm import BatchNorm, moments
 
 
 def apply_with_batch_norm_inputs(model, variables, images_NHWC, axis=None):
@@ -25,16 +29,19 @@ def apply_with_batch_norm_inputs(model, variables, images_NHWC, axis=None):
   statistics = {}
 
   def record(call, args, kwargs, context):
-    if isinstance(context.module, nn.BatchNorm) and context.method_name == '__call__':
-      reached = args[0].astype(jnp.float32)  # whatever the activations are kept in
-      places = tuple(range(reached.ndim - 1))
-      mean_C = losses.batch_mean(reached, axis, places)
-      statistics[context.module.path] = mean_C, losses.batch_mean((reached - mean_C) ** 2, axis, places)
+    if isinstance(context.module, (BatchNorm, nn.BatchNorm)) and context.method_name == '__call__':
+      path = context.module.path
+      statistics[path] = moments(args[0], _running(variables, path)['mean'], axis)
     return call(*args, **kwargs)
 
   with nn.intercept_methods(record):
     logits_NK = model.apply(variables, images_NHWC, train=False)
   return logits_NK, statistics
+
+
+def _running(variables, path):
+  """{'mean', 'var'}: what the BatchNorm layer at `path` stores."""
+  return functools.reduce(operator.getitem, path, variables['batch_stats'])
 
 
 def inversion_terms(model, variables, images, past, temperature=1000.0, blur_sigma=2**0.5, axis=None):
@@ -57,9 +64,7 @@ def inversion_terms(model, variables, images, past, temperature=1000.0, blur_sig
   logits_NK, statistics = apply_with_batch_norm_inputs(model, variables, images, axis)
   divergences = []
   for path, (mean_C, variance_C) in statistics.items():
-    running = variables['batch_stats']
-    for name in path:
-      running = running[name]
+    running = _running(variables, path)
     divergences.append(losses.statistics_alignment(mean_C, variance_C, running['mean'], running['var']))
   return {
       'content': jnp.mean(losses.content(logits_NK, past, temperature)),

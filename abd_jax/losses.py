@@ -30,15 +30,14 @@ def mask_logits(logits_NK: Array, start: Count, stop: Count) -> Array:
   return jnp.where(classes_between(logits_NK.shape[-1], start, stop), logits_NK, _MASKED)
 
 
-def batch_mean(values: Array, axis: str | None = None, dimensions: int | tuple[int, ...] = 0) -> Array:
+def batch_mean(values: Array, axis: str | None = None) -> Array:
   """The mean over the rows of a batch.
 
   Args:
     values: [N, ...].
     axis: the mapped axis along which devices share the batch, or None; the mean is that of all their rows.
-    dimensions: what is averaged over, the rows among them.
   """
-  mean = jnp.mean(values, axis=dimensions)
+  mean = jnp.mean(values, axis=0)
   return mean if axis is None else jax.lax.pmean(mean, axis)
 
 

@@ -3,9 +3,9 @@
 The tolerances on golden_resnet8 are three times what a plain transcription of the formulas reaches. On golden_resnet32
 31 BatchNorms amplify the order of float32 sums, in the recording too: run in float64, the same steps differ from it by
 2.5e-4 in the first convolution and 7.5e-5 where the second stage begins, by 1e-4 and 1.7e-3 in the losses of steps two
-and three, by 1.16e-2 in lwf_synthetic's third and by 2.8e-3 in the fifth loss of the generator. There the tolerance is
-three times the recording's own distance from float64; for the fourth step it is three times the 1e-2 by which float32
-transcriptions differ.
+and three, by 1.16e-2 in lwf_synthetic's third, by 2.8e-3 in the fifth loss of the generator and by 1.24e-2 in the
+weights of its stem after that. There the tolerance is three times the recording's own distance from float64; for the
+fourth step it is three times the 1e-2 by which float32 transcriptions differ.
 """
 
 import functools
@@ -22,13 +22,13 @@ from abd_jax.methods.interface import Shapes
 from tests import golden_figures
 
 # Relative tolerances of: a value, an image gradient, the losses of four successive steps, weights after the first step
-# (those at the far end of the backward pass apart), the losses of five generator steps.
+# (those at the far end of the backward pass apart), the losses of five generator steps, the stem's weights after them.
 TOLERANCES = {
     'golden_resnet8': dict(
-        value=3e-5, gradient=3e-5, losses={'': (3e-5,) * 4}, weights={'': 3e-5}, trajectory=1e-3
+        value=3e-5, gradient=3e-5, losses={'': (3e-5,) * 4}, weights={'': 3e-5}, trajectory=1e-3, stem=3e-2
     ),
     'golden_resnet32': dict(
-        value=3e-6, gradient=3e-3, trajectory=9e-3,
+        value=3e-6, gradient=3e-3, trajectory=9e-3, stem=3.7e-2,
         losses={'': (3e-6, 3e-4, 5e-3, 3e-2), 'lwf_synthetic': (3e-6, 3e-4, 3.5e-2, 3e-2)},
         weights={'': 3e-5, 'conv1.weight': 7.5e-4, 'layer2.0.bn1.weight': 2.25e-4},
     ),
@@ -148,7 +148,7 @@ def test_five_steps_of_generator_training(golden):
   assert relative_error(trajectory, figures['invtraj/loss']) < tolerance['trajectory']
   side = generator_model.image_shape[0] // 4
   kernel = np.asarray(generator.params['stem']['kernel']).T.reshape(side, side, 128, -1).transpose(2, 0, 1, 3)
-  assert relative_error(kernel.reshape(-1, kernel.shape[-1]), figures['invtraj/l1_weight_after']) < 3e-2
+  assert relative_error(kernel.reshape(-1, kernel.shape[-1]), figures['invtraj/l1_weight_after']) < tolerance['stem']
 
 
 def _recorded_losses(method, metrics):

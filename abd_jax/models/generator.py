@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from abd_jax.models.batch_norm import BatchNorm
 from abd_jax.models.convolution import conv_general_dilated
 from abd_jax.models.resnet import uniform_within
 
@@ -70,10 +71,7 @@ class Generator(nn.Module):
   @nn.compact
   def __call__(self, latents_NZ, train):
     """f32[N, H, W, C] images of f32[N, Z] standard normal latents."""
-    norm = functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=0.9, use_fast_variance=False, dtype=self.dtype,
-        axis_name=self.axis,
-    )
+    norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis)
     height, width, channels = self.image_shape
     factor = 2 ** len(self.stage_widths)
     small = (height // factor, width // factor, self.stem_width)
@@ -87,7 +85,7 @@ class Generator(nn.Module):
         dtype=self.dtype,
         name='stem',
     )
-    x = norm(epsilon=1e-5, name='bn0')(stem(latents_NZ).reshape(-1, *small))
+    x = norm(name='bn0')(stem(latents_NZ).reshape(-1, *small))
     for stage, features in enumerate(self.stage_widths, start=1):
       x = UpsampledConv(features, self.dtype, name=f'conv{stage}')(x)
       x = norm(epsilon=0.8, name=f'bn{stage}')(x)
@@ -103,4 +101,4 @@ class Generator(nn.Module):
         name='conv_out',
     )
     pixels = jnp.tanh(last(x).astype(jnp.float32))
-    return norm(epsilon=1e-5, use_bias=False, use_scale=False, dtype=jnp.float32, name='bn_out')(pixels)
+    return norm(use_bias=False, use_scale=False, dtype=jnp.float32, name='bn_out')(pixels)

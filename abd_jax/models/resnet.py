@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from abd_jax.models.batch_norm import BatchNorm
 from abd_jax.models.convolution import conv_general_dilated
 
 STAGE_WIDTHS = (16, 32, 64)
@@ -24,8 +25,6 @@ _Conv = functools.partial(
     use_bias=False,
     conv_general_dilated=conv_general_dilated,
 )
-# The two-pass variance: the running statistics are the target of the inversion, and E[x^2] - E[x]^2 loses digits.
-BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
 
 
 def uniform_within(bound):
