@@ -54,7 +54,7 @@ def angles(features_ND):
   apart_NN1 = squared_NN1 > 0
   length_NN1 = jnp.sqrt(jnp.where(apart_NN1, squared_NN1, 1.0))  # of 0 the root has no gradient
   direction_NND = jnp.where(apart_NN1, difference_NND / length_NN1, 0.0)
-  return jnp.einsum('ijd,ikd->ijk', direction_NND, direction_NND)
+  return jnp.einsum('ijd,ikd->ijk', direction_NND, direction_NND, precision=jax.lax.Precision.HIGHEST)
 
 
 def angle_distillation(projected_NP, teacher_projected_NP, axis=None):

@@ -19,7 +19,7 @@ def _per_image(values_N):
 def _grey_mean(images_NHWC):
   """f32[N]: each image's mean grey."""
   if images_NHWC.shape[-1] == 3:
-    images_NHWC = images_NHWC @ jnp.array(_GREY)[:, None]
+    images_NHWC = jnp.matmul(images_NHWC, jnp.array(_GREY)[:, None], precision=jax.lax.Precision.HIGHEST)
   return jnp.mean(images_NHWC, axis=(1, 2, 3))
 
 

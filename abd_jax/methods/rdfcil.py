@@ -24,7 +24,7 @@ def projections(shapes):
 
 def projected(features_ND, linear):
   """f32[N, 2 D]: features through one of the maps."""
-  return features_ND @ linear['kernel'] + linear['bias']
+  return jnp.matmul(features_ND, linear['kernel'], precision=jax.lax.Precision.HIGHEST) + linear['bias']
 
 
 def _hold(view, hparams):

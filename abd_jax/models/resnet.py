@@ -11,6 +11,7 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from abd_jax.models.batch_norm import BatchNorm
@@ -25,6 +26,8 @@ _Conv = functools.partial(
     use_bias=False,
     conv_general_dilated=conv_general_dilated,
 )
+# Accelerators round the factors of a product unless told not to: to 8 bits on a TPU. Losses are to be in float32.
+Head = functools.partial(nn.Dense, precision=jax.lax.Precision.HIGHEST)
 
 
 def uniform_within(bound):
@@ -100,7 +103,7 @@ class ResNet(nn.Module):
     )
     if self.icarl:
       inits = dict(kernel_init=nn.initializers.normal(1e-3), bias_init=nn.initializers.zeros)
-    self.head = nn.Dense(self.num_classes, use_bias=self.head_bias, **inits)
+    self.head = Head(self.num_classes, use_bias=self.head_bias, **inits)
 
   @nn.compact
   def features(self, images_NHWC, train):

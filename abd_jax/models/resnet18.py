@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from abd_jax.models.batch_norm import BatchNorm
 from abd_jax.models.convolution import conv_general_dilated
-from abd_jax.models.resnet import uniform_within
+from abd_jax.models.resnet import Head, uniform_within
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 BLOCKS_PER_STAGE = 2
@@ -70,7 +70,7 @@ class ResNet18(nn.Module):
 
   def setup(self):
     # U(+-1 / sqrt(fan_in)) is a variance of 1 / (3 fan_in).
-    self.head = nn.Dense(
+    self.head = Head(
         self.num_classes,
         use_bias=self.head_bias,
         kernel_init=nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
