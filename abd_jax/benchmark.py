@@ -23,9 +23,10 @@ from abd_jax.data.sources import CIFAR100_MEAN, CIFAR100_STD, Dataset
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.models.generator import UpsampledConv
-from abd_jax.parallel import compile_seconds, put
+from abd_jax.parallel import CompiledStep, compile_seconds, put
 from abd_jax.programs import programs_for
 from abd_jax.results import peak_memory_bytes
+from abd_jax.states import GeneratorState, StudentState
 from abd_jax.steps import Address
 
 STEPS = ('first', 'abd', 'generator')
@@ -60,6 +61,46 @@ def random_dataset(config, num_images=2560):
   return Dataset('random', images, labels, images[:100], labels[:100], names, CIFAR100_MEAN, CIFAR100_STD)
 
 
+@dataclasses.dataclass(frozen=True)
+class Hot:
+  """One of the hot steps, as a run would call it.
+
+  Attributes:
+    step: a `CompiledStep`.
+    length: how many steps a call makes.
+    state: what it moves.
+    others: (number of the first step) -> its other arguments.
+  """
+
+  step: CompiledStep
+  length: int
+  state: StudentState | GeneratorState
+  others: Callable
+
+
+def hot_steps(config, tasks, programs, student, generator, images, labels):
+  """{name: `Hot`} on a task's images and labels, of states or their shapes."""
+  method, teacher = METHODS[config.method], states.TeacherState(student.params, student.batch_stats)
+  rows = np.tile(np.arange(config.optimisation.batch_size, dtype=np.int32), (programs.learn_steps, 1))
+  past, seen = tasks.classes_per_task, 2 * tasks.classes_per_task
+  rate = config.optimisation.learning_rate
+  place = lambda task, address, step: np.array([config.seed, task, address, step], np.int32)  # noqa: E731
+
+  def learn(task, phase, teacher, generator, past):
+    others = lambda step: (  # noqa: E731
+        teacher, generator, images, labels, rows, past, seen, rate, place(task, Address.LEARN, step),
+        programs.learn_steps, None,
+    )
+    return Hot(programs.learn[phase], programs.learn_steps, student, others)
+
+  invert = lambda step: (teacher, past, place(1, Address.INVERSION, step), programs.invert_steps)  # noqa: E731
+  return {
+      'first': learn(0, method.first[0], None, None, 0),
+      'abd': learn(1, method.later[0], teacher, generator, past),
+      'generator': Hot(programs.invert, programs.invert_steps, generator, invert),
+  }
+
+
 class Ours:
   """The steps of this library, compiled for `config`: of one run, or of several as one program."""
 
@@ -69,55 +110,34 @@ class Ours:
     dataset = random_dataset(config)
     tasks = train.check(config, dataset)
     programs = programs_for(config, tasks, dataset)
-    images, labels = put(tasks.train(1))
-    batch = np.arange(config.optimisation.batch_size, dtype=np.int32)
-    rows = np.tile(batch, (programs.learn_steps, 1))
-    past, seen = tasks.classes_per_task, 2 * tasks.classes_per_task
-    rate = config.optimisation.learning_rate
     place = np.array([config.seed, 0, Address.STUDENT_INIT, 0], np.int32)
     student, generator = programs.init_student(place), programs.init_generator(place)
-    teacher = programs.freeze(student)
-    method = METHODS[config.method]
-    copies = lambda state: [jax.tree.map(jnp.copy, state) for _ in range(runs)]  # noqa: E731
+    self._hot, self._runs = hot_steps(config, tasks, programs, student, generator, *put(tasks.train(1))), runs
     # States as they are after the step before, since a step takes over the memory of those it is given.
-    held = {'first': copies(student), 'abd': copies(student), 'generator': copies(generator)}
-
-    def call(name, step, *others):
-      of_runs = [(state, *others) for state in held[name]]
-      found = [step(*of_runs[0])] if runs == 1 else step.of_several(runs)(*zip(*of_runs, strict=True))
-      held[name] = [state for state, _ in found]
-      return [metrics for _, metrics in found]
-
-    def first(step):
-      place = np.array([config.seed, 0, Address.LEARN, step], np.int32)
-      return call('first', programs.learn[method.first[0]], None, None, images, labels, rows, 0, seen, rate, place,
-                  programs.learn_steps, None)
-
-    def abd(step):
-      place = np.array([config.seed, 1, Address.LEARN, step], np.int32)
-      return call('abd', programs.learn[method.later[0]], teacher, generator, images, labels, rows, past, seen, rate,
-                  place, programs.learn_steps, None)
-
-    def train_generator(step):
-      place = np.array([config.seed, 1, Address.INVERSION, step], np.int32)
-      return call('generator', programs.invert, teacher, past, place, programs.invert_steps)
-
-    self._steps: dict[str, Callable] = {'first': first, 'abd': abd, 'generator': train_generator}
-    learn_steps, invert_steps = programs.learn_steps * runs, programs.invert_steps * runs
-    self._steps_per_call = {'first': learn_steps, 'abd': learn_steps, 'generator': invert_steps}
+    copies = lambda state: [jax.tree.map(jnp.copy, state) for _ in range(runs)]  # noqa: E731
+    self._held = {name: copies(hot.state) for name, hot in self._hot.items()}
     before = compile_seconds()
-    for step in self._steps.values():
-      jax.block_until_ready(step(0))
+    for name in STEPS:
+      jax.block_until_ready(self._call(name, 0))
     self.compile_seconds = compile_seconds() - before
+
+  def _call(self, name, number):
+    """The metrics of a call, whose first step is `number`."""
+    hot = self._hot[name]
+    of_runs = [(state, *hot.others(number)) for state in self._held[name]]
+    found = [hot.step(*of_runs[0])] if self._runs == 1 else hot.step.of_several(self._runs)(*zip(*of_runs, strict=True))
+    self._held[name] = [state for state, _ in found]
+    return [metrics for _, metrics in found]
 
   def seconds(self, name, count):
     """What each of `count` steps, of all runs together, took on average, in whole calls of --steps_per_call."""
-    step, metrics, calls = self._steps[name], None, -(-count // self._steps_per_call[name])
+    length = self._hot[name].length
+    metrics, calls = None, -(-count // (length * self._runs))
     since = time.perf_counter()
     for i in range(calls):
-      metrics = step(i * self._steps_per_call[name])
+      metrics = self._call(name, i * length)
     jax.block_until_ready(metrics)
-    return (time.perf_counter() - since) / (calls * self._steps_per_call[name])
+    return (time.perf_counter() - since) / (calls * length * self._runs)
 
   def close(self):
     pass

@@ -1,6 +1,7 @@
 """The edge where pure step bodies become compiled programs."""
 
 import contextlib
+import contextvars
 import ctypes
 import functools
 import inspect
@@ -13,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 _AXIS = 'data'
 _compile_seconds = 0.0
 _compiling = False
+_others = contextvars.ContextVar[tuple[jax.Device, ...]]('others', default=())
 
 
 def _count_compilation(event, duration_secs, **kwargs):
@@ -42,7 +44,7 @@ def compiler_options(*, runs_once=False):
   is where BatchNorm spends its time, and the rest is slower; and a program that runs once a task takes seconds to
   optimise, milliseconds to run as it is.
   """
-  if jax.default_backend() != 'cpu':
+  if platform() != 'cpu':
     return None
   options = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
   return options | {'xla_backend_optimization_level': 0} if runs_once else options
@@ -54,10 +56,29 @@ def _return_freed_memory():
     ctypes.CDLL(None).malloc_trim(0)
 
 
-@functools.cache
+@contextlib.contextmanager
+def compiled_for(others):
+  """What is built within is for these devices, whose machine need not be there: it can be compiled, not called."""
+  token = _others.set(tuple(others))
+  try:
+    yield
+  finally:
+    _others.reset(token)
+
+
+def devices():
+  """Those of all processes, or of `compiled_for`."""
+  return _others.get() or tuple(jax.devices())
+
+
+def platform():
+  """Theirs: 'cpu', 'gpu' or 'tpu'."""
+  return devices()[0].platform
+
+
 def _mesh():
-  """All devices of all processes in a row; None where there is but one."""
-  return Mesh(jax.devices(), (_AXIS,)) if jax.device_count() > 1 else None
+  """The devices in a row; None where there is but one, and it is this process's own."""
+  return Mesh(devices(), (_AXIS,)) if len(devices()) > 1 or _others.get() else None
 
 
 def axis_of(mode):
@@ -105,6 +126,11 @@ def put(tree):
     return jax.make_array_from_callback(array.shape, _everywhere(), lambda place: array[place])
 
   return jax.tree.map(whole, tree)
+
+
+def shapes(tree):
+  """The shapes of what `put` would place, or of what is there already."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_everywhere()), tree)
 
 
 class CompiledStep:
@@ -207,7 +233,7 @@ def repeat(step, state, length, count):
 
 def default_steps_per_call(epoch_steps):
   """An epoch on accelerators, which a launch a step keeps waiting; 1 on CPU, where XLA is slower within loops."""
-  return 1 if jax.default_backend() == 'cpu' else epoch_steps
+  return 1 if platform() == 'cpu' else epoch_steps
 
 
 def keep_compilations(folder):

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from abd_jax import processes
@@ -16,6 +15,7 @@ from abd_jax.methods import METHODS
 from abd_jax.metrics_log import MetricsLog
 from abd_jax.models import generator_for, make_generator
 from abd_jax.networks import check_head, networks_for
+from abd_jax.parallel import devices
 from abd_jax.programs import programs_for
 from abd_jax.progress import Progress
 from abd_jax.stopping import StopSignal
@@ -117,11 +117,11 @@ def check(config, dataset):
       dataset, config.num_tasks, num_classes=config.num_classes, seed=config.seed, image_size=config.image_size
   )
   method = METHODS[config.method]
-  if config.optimisation.batch_size % jax.device_count():
+  if config.optimisation.batch_size % len(devices()):
     raise UserError(
-        f'--batch_size={config.optimisation.batch_size} cannot be split evenly over {jax.device_count()} devices.'
+        f'--batch_size={config.optimisation.batch_size} cannot be split evenly over {len(devices())} devices.'
     )
-  Streams(tasks, method, config.memory, config.seed).check(config.optimisation.batch_size, jax.device_count())
+  Streams(tasks, method, config.memory, config.seed).check(config.optimisation.batch_size, len(devices()))
   if not all(tasks.test_sizes()):
     raise UserError(f'{dataset.name} has no test images of task {int(np.argmin(tasks.test_sizes())) + 1}.')
   networks = networks_for(config, tasks, dataset)

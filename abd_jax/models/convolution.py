@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from abd_jax import native
+from abd_jax.parallel import devices, platform
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 _portable = contextvars.ContextVar('portable', default=False)
@@ -40,7 +41,7 @@ def conv_general_dilated(images_NHWC, kernel_HWIO, window_strides, padding, **ig
   del ignored
   stride, padding = window_strides[0], tuple(map(tuple, padding))
   # What is called by name is opaque to XLA, which could not split it over several devices.
-  single = jax.default_backend() == 'cpu' and jax.device_count() == 1 and not _portable.get()
+  single = platform() == 'cpu' and len(devices()) == 1 and not _portable.get()
   own = bool(single and images_NHWC.dtype == kernel_HWIO.dtype == jnp.float32 and native.lanes())
   return _convolve(images_NHWC, kernel_HWIO, stride, padding, own)
 

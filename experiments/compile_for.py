@@ -1,0 +1,28 @@
+"""Compiles the three hot steps for TPUs that are not there; needs `pip install libtpu`, and no TPU.
+
+  python experiments/compile_for.py --topology=v5e:2x2 --json=compiled.json
+  python experiments/compile_for.py --topology=v5e:2x2 --chips=1 --student=resnet18 --image_size=224 --batch_size=64
+"""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # before jax is imported: the TPU's compiler is there, a TPU is not
+
+from absl import flags
+
+from abd_jax import benchmark, compile_for, config, experiment
+
+TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'chips, as TPU\'s compiler names them: v5e:4x4, v4:2x2x1')
+CHIPS = flags.DEFINE_integer('chips', None, 'so many of them; all without it')
+JSON = flags.DEFINE_string('json', '', 'where the figures go')
+
+
+def main(settings):
+  found = compile_for.run(settings, TOPOLOGY.value, CHIPS.value)
+  print(compile_for.markdown_table(found))
+  if JSON.value:
+    benchmark.save(found, JSON.value)
+
+
+if __name__ == '__main__':
+  experiment.launch(config.with_values(config.Config(), dict(dataset='random', num_tasks=10)), main)
