@@ -1,7 +1,9 @@
 """The benchmark: its counting by hand, its comparison with a stand-in for the authors' process."""
 
+import json
 import sys
 import textwrap
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -75,6 +77,11 @@ def test_all_sides_are_timed_in_turn_and_told_apart(stand_in):
     assert row['together_least'] <= row['together_times_as_fast'] <= row['together_most']
     assert row['images_per_second'] == pytest.approx(8 * row['steps_per_second'])
   assert '| abd | ' in benchmark.markdown_table(found) and 'a stand-in' in benchmark.markdown_table(found)
+
+
+def test_the_readmes_table_is_the_committed_one():
+  shown = Path('README.md').read_text().split('<!-- benchmark -->\n')[1].split('<!-- /benchmark -->')[0]
+  assert shown == benchmark.markdown_table(json.loads(Path('experiments/results/benchmark/cpu.json').read_text()))
 
 
 def test_a_checkout_that_cannot_be_run_is_a_sentence():
