@@ -203,8 +203,8 @@ def _ratios(slower, faster):
 def forward_flops(model, *inputs, **kwargs):
   """Floating-point operations of one forward pass, a multiplication and an addition counted as two.
 
-  Convolutions and dense layers alone, as they are computed: for `UpsampledConv` the 16 products of its four small
-  convolutions a pixel of the small image.
+  Convolutions and dense layers alone, as the networks have them, whatever a kernel spares: for `UpsampledConv` the 16
+  products of its four small convolutions a pixel of the small image.
   """
   total = 0
 
