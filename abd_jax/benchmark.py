@@ -101,15 +101,28 @@ def hot_steps(config, tasks, programs, student, generator, images, labels):
   }
 
 
+def prepared(config):
+  """The (TaskSequence, Programs) that the hot steps are of.
+
+  Raises:
+    UserError: the method has no inversion; the config cannot be run.
+  """
+  if not METHODS[config.method].dreams:
+    raise UserError(f'--method={config.method} trains no generator: other steps than those timed here.')
+  if config.inversion.inversion != 'generator':
+    raise UserError(f'--inversion={config.inversion.inversion} trains no generator: other steps than those timed here.')
+  dataset = random_dataset(config)
+  tasks = train.check(config, dataset)
+  return tasks, programs_for(config, tasks, dataset)
+
+
 class Ours:
   """The steps of this library, compiled for `config`: of one run, or of several as one program."""
 
   name = f'abd_jax {__version__}, jax {jax.__version__}'
 
   def __init__(self, config: Config, runs=1):
-    dataset = random_dataset(config)
-    tasks = train.check(config, dataset)
-    programs = programs_for(config, tasks, dataset)
+    tasks, programs = prepared(config)
     place = np.array([config.seed, 0, Address.STUDENT_INIT, 0], np.int32)
     student, generator = programs.init_student(place), programs.init_generator(place)
     self._hot, self._runs = hot_steps(config, tasks, programs, student, generator, *put(tasks.train(1))), runs
@@ -339,6 +352,19 @@ def markdown_table(found):
       f' compiled in {found["compile_seconds"]:.0f} s; at most {found["peak_memory_bytes"] / 1e9:.2f} GB.'
   )
   return head + '\n\n' + ''.join(f'| {line} |\n' for line in lines)
+
+
+def check_place(path):
+  """Makes sure, before minutes go into it, that `save` can write to `path`; '' is nowhere.
+
+  Raises:
+    UserError: it cannot.
+  """
+  try:
+    if path:
+      open(path, 'a').close()
+  except OSError as error:
+    raise UserError(f'--json={path} cannot be written: {error.strerror}.') from None
 
 
 def save(found, path):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-from abd_jax import __version__, benchmark, programs, train
+from abd_jax import __version__, benchmark, programs
 from abd_jax.errors import UserError
 from abd_jax.parallel import compiled_for, platform, shapes
 
@@ -73,9 +73,7 @@ def run(config, topology, count=None):
 
 
 def _hot_steps(config):
-  dataset = benchmark.random_dataset(config)
-  tasks = train.check(config, dataset)
-  built, place = programs.programs_for(config, tasks, dataset), np.zeros(4, np.int32)
+  (tasks, built), place = benchmark.prepared(config), np.zeros(4, np.int32)
   states = (jax.eval_shape(init, place) for init in (built.init_student, built.init_generator))
   return benchmark.hot_steps(config, tasks, built, *shapes((*states, *tasks.train(1))))
 

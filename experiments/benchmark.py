@@ -16,6 +16,7 @@ SECONDS = flags.DEFINE_float('seconds', 2.0, 'how long each of them is measured'
 
 
 def main(settings):
+  benchmark.check_place(JSON.value)
   found = benchmark.run(settings, REPEATS.value, SECONDS.value, AGAINST.value)
   print(benchmark.markdown_table(found))
   if JSON.value:

@@ -18,6 +18,7 @@ JSON = flags.DEFINE_string('json', '', 'where the figures go')
 
 
 def main(settings):
+  benchmark.check_place(JSON.value)
   found = compile_for.run(settings, TOPOLOGY.value, CHIPS.value)
   print(compile_for.markdown_table(found))
   if JSON.value:

@@ -84,6 +84,16 @@ def test_the_readmes_table_is_the_committed_one():
   assert shown == benchmark.markdown_table(json.loads(Path('experiments/results/benchmark/cpu.json').read_text()))
 
 
+def test_what_has_no_such_steps_or_no_such_place_is_a_sentence(tmp_path):
+  for flag, value in (('method', 'base'), ('inversion', 'images')):
+    with pytest.raises(UserError, match=f'--{flag}={value} trains no generator'):
+      benchmark.prepared(config.with_values(SMALL, {flag: value}))
+  with pytest.raises(UserError, match=r'--json=.*x\.json cannot be written: No such file or directory\.'):
+    benchmark.check_place(tmp_path / 'nowhere' / 'x.json')
+  benchmark.check_place('')
+  benchmark.check_place(tmp_path / 'x.json')
+
+
 def test_a_checkout_that_cannot_be_run_is_a_sentence():
   with pytest.raises(UserError, match='could not be run'):
     benchmark.Authors('/nowhere', SMALL)
