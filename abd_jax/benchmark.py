@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from abd_jax import __version__, states, train
+from abd_jax.addresses import Address
 from abd_jax.config import Config
 from abd_jax.data.sources import CIFAR100_MEAN, CIFAR100_STD, Dataset
 from abd_jax.errors import UserError
@@ -27,7 +28,6 @@ from abd_jax.parallel import CompiledStep, compile_seconds, put
 from abd_jax.programs import programs_for
 from abd_jax.results import peak_memory_bytes
 from abd_jax.states import GeneratorState, StudentState
-from abd_jax.steps import Address
 
 STEPS = ('first', 'abd', 'generator')
 
@@ -84,16 +84,16 @@ def hot_steps(config, tasks, programs, student, generator, images, labels):
   rows = np.tile(np.arange(config.optimisation.batch_size, dtype=np.int32), (programs.learn_steps, 1))
   past, seen = tasks.classes_per_task, 2 * tasks.classes_per_task
   rate = config.optimisation.learning_rate
-  place = lambda task, address, step: np.array([config.seed, task, address, step], np.int32)  # noqa: E731
+  place = lambda task, address, step: np.array([config.seed, task, address, step], np.int32)
 
   def learn(task, phase, teacher, generator, past):
-    others = lambda step: (  # noqa: E731
-        teacher, generator, images, labels, rows, past, seen, rate, place(task, Address.LEARN, step),
-        programs.learn_steps, None,
+    others = lambda step: (
+        place(task, Address.LEARN, step), programs.learn_steps, teacher, generator, images, labels, rows, past, seen,
+        rate, None,
     )
     return Hot(programs.learn[phase], programs.learn_steps, student, others)
 
-  invert = lambda step: (teacher, past, place(1, Address.INVERSION, step), programs.invert_steps)  # noqa: E731
+  invert = lambda step: (place(1, Address.INVERSION, step), programs.invert_steps, teacher, past)
   return {
       'first': learn(0, method.first[0], None, None, 0),
       'abd': learn(1, method.later[0], teacher, generator, past),
@@ -127,7 +127,7 @@ class Ours:
     student, generator = programs.init_student(place), programs.init_generator(place)
     self._hot, self._runs = hot_steps(config, tasks, programs, student, generator, *put(tasks.train(1))), runs
     # States as they are after the step before, since a step takes over the memory of those it is given.
-    copies = lambda state: [jax.tree.map(jnp.copy, state) for _ in range(runs)]  # noqa: E731
+    copies = lambda state: [jax.tree.map(jnp.copy, state) for _ in range(runs)]
     self._held = {name: copies(hot.state) for name, hot in self._hot.items()}
     before = compile_seconds()
     for name in STEPS:
@@ -151,9 +151,6 @@ class Ours:
       metrics = self._call(name, i * length)
     jax.block_until_ready(metrics)
     return (time.perf_counter() - since) / (calls * length * self._runs)
-
-  def close(self):
-    pass
 
 
 class Authors:
@@ -255,14 +252,14 @@ def step_flops(config):
   return {'first': 3 * student, 'abd': 2 * (3 * student + student) + dreamer, 'generator': 3 * dreamer + 2 * student}
 
 
-def matmul_peak(dtype=jnp.float32, repeats=10):
-  """Operations a second of a large matrix product: what this device really reaches."""
+def matmul_peak(precision):
+  """Operations a second of a large matrix product in 'float32' or 'bfloat16': what this device really reaches."""
   size = 2048 if jax.default_backend() == 'cpu' else 8192
-  left = jax.random.normal(jax.random.key(0), (size, size), dtype)
+  left = jax.random.normal(jax.random.key(0), (size, size), precision)
   product = jax.jit(lambda a: a @ a)
   jax.block_until_ready(product(left))
   best = float('inf')
-  for _ in range(repeats):
+  for _ in range(10):
     since = time.perf_counter()
     jax.block_until_ready(product(left))
     best = min(best, time.perf_counter() - since)
@@ -292,7 +289,7 @@ def run(config, repeats=9, seconds=2.0, against=None):
       contestants['authors'] = Authors(against, config)
       stack.callback(contestants['authors'].close)
     timings = dict(zip(contestants, measure(list(contestants.values()), repeats, seconds), strict=True))
-  flops, peak = step_flops(config), matmul_peak()
+  flops, peak = step_flops(config), matmul_peak(config.precision)
   batch = config.optimisation.batch_size
   rows = []
   for name in STEPS:

@@ -13,7 +13,7 @@ import time
 
 def _without_cuda(torch):
   """Lets code that says .cuda() everywhere run on a CPU."""
-  stay = lambda self, *args, **kwargs: self  # noqa: E731
+  stay = lambda self, *args, **kwargs: self
   torch.Tensor.cuda = torch.nn.Module.cuda = stay
   torch.cuda.empty_cache = torch.cuda.synchronize = lambda *args, **kwargs: None
 

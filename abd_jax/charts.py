@@ -63,7 +63,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-  """What is drawn: `x_ticks` and `y_ticks` are (pixel, text), `rules` pixels of vertical lines."""
+  """What is drawn: `x_ticks` and `y_ticks` are (pixel, text)."""
 
   title: str
   x_label: str
@@ -74,7 +74,6 @@ class Chart:
   x_ticks: tuple[tuple[float, str], ...]
   y_ticks: tuple[tuple[float, str], ...]
   curves: tuple[Curve, ...]
-  rules: tuple[float, ...]
 
 
 def ticks(low, high, most=6):
@@ -104,7 +103,7 @@ def number(value, digits=3):
 
 
 def line_chart(
-    series, title, x_label='', y_label='', x_limits=None, y_limits=None, x_ticks=None, rules=(), size=(WIDTH, HEIGHT),
+    series, title, x_label='', y_label='', x_limits=None, y_limits=None, x_ticks=None, size=(WIDTH, HEIGHT),
     axes=True,
 ):
   """A chart of `Series`.
@@ -115,7 +114,6 @@ def line_chart(
     x_label, y_label: of the axes.
     x_limits, y_limits: the ends of the axes, where they are not to be those of the points.
     x_ticks: where the horizontal axis has numbers, where they are not to be chosen.
-    rules: where vertical lines stand.
     size: width and height in pixels; a page shows it larger or smaller.
     axes: whether the axes have numbers.
 
@@ -137,7 +135,6 @@ def line_chart(
       tuple((x_of(x), f'{x:,.6g}') for x in (x_ticks or ticks(*x_limits, most=width // 75))) if axes else (),
       tuple((y_of(y), f'{y:,.6g}') for y in ticks(*y_limits, most=5)) if axes else (),
       tuple(_curve(one, x_of, y_of) for one in series),
-      tuple(x_of(x) for x in rules),
   )
 
 

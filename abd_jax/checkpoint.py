@@ -18,9 +18,9 @@ import orbax.checkpoint as ocp
 
 from abd_jax import processes
 from abd_jax.errors import NotFinite, UserError
-from abd_jax.workdir import writing
+from abd_jax.files import writing
 
-# Saving and restoring are no meeting of all processes.
+# Process 0 alone takes part in Orbax's barriers.
 _ALONE = {0}
 
 # Orbax numbers what it writes in the background by what the process wrote last: one save at a time, whosoever it is.
@@ -126,14 +126,13 @@ class Checkpoints:
     Raises:
       UserError: there are checkpoints, and none can be read; or the newest is of a version that keeps something else.
     """
-    found = []
-    processes.on_first(lambda: found.append(self._read(like)))
-    record = processes.tell(found[0][0] if found and found[0] else None)
+    found = processes.on_first(lambda: self._read(like))
+    record = processes.tell(found and found[0])
     if record is None:
       return None
     structure = like(record)
     if found:
-      arrays = found[0][1]
+      arrays = found[1]
     else:
       arrays = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), flax.serialization.to_state_dict(structure))
     return record, flax.serialization.from_state_dict(structure, processes.give(arrays))
@@ -190,7 +189,7 @@ class Checkpoints:
         _last_saved = None if _last_saved is self._manager else _last_saved
 
 
-# Of a record: what vouches for it and for the states beside it.
+# The key of a record's own SHA-256, which is of the states beside it too.
 _DIGEST = 'sha256'
 
 
@@ -238,7 +237,7 @@ def _shaped(arrays, like):
   Raises:
     ValueError: they are not those that `like` has, by name, shape or type.
   """
-  described = lambda tree: [  # noqa: E731
+  described = lambda tree: [
       f'{jax.tree_util.keystr(path, simple=True, separator="/")} {leaf.dtype}{list(leaf.shape)}'
       for path, leaf in jax.tree.leaves_with_path(tree)
   ]

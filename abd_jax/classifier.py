@@ -10,6 +10,7 @@ import numpy as np
 
 from abd_jax import config as config_lib
 from abd_jax import model_files, programs, states
+from abd_jax.addresses import Address, key_at
 from abd_jax.config import Config
 from abd_jax.data.arrays import checked_names
 from abd_jax.errors import UserError
@@ -19,7 +20,6 @@ from abd_jax.models import make_generator, make_student
 from abd_jax.networks import Networks, check_head
 from abd_jax.parallel import put
 from abd_jax.results import versions
-from abd_jax.steps import Address, key_at
 
 # The head has so many classes, then twice as many: programs are traced anew at every doubling only.
 FIRST_CAPACITY = 16
@@ -102,7 +102,7 @@ def grow_head(variables, networks, key):
   fresh = {'head': networks.classifier.init(key, jnp.zeros((1, size)), method='classify')['params']['head']}
   if networks.own:
     fresh[OWN] = networks.init_own(key)
-  append = lambda old, new: np.concatenate([old, new[..., old.shape[-1] :]], axis=-1)  # noqa: E731
+  append = lambda old, new: np.concatenate([old, new[..., old.shape[-1] :]], axis=-1)
   grown = {name: jax.tree.map(append, dict(params[name]), dict(leaf)) for name, leaf in fresh.items()}
   return {**variables, 'params': {**params, **grown}}
 
@@ -181,7 +181,7 @@ class Classifier:
     return states.init_student(networks.classifier, optimizer, self.image_shape, key, networks.init_own).variables
 
   def of_method(self):
-    """Itself, or without what its method does not keep in the head.
+    """The same without the parameters that another method has left in the head.
 
     Raises:
       UserError: its method keeps something of every class there, and these were learned by another.

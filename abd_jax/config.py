@@ -284,7 +284,7 @@ def config_from_flags(defaults=Config(), flag_values=flags.FLAGS):
   return with_values(defaults, {leaf.name: _value(leaf, flag_values) for leaf in leaves(defaults)})
 
 
-def given_on_command_line(defaults=Config(), flag_values=flags.FLAGS):
+def given_on_command_line(defaults, flag_values):
   """{leaf's name: value} of the defined flags that were given a value, be it the default's.
 
   Raises:

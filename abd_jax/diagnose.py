@@ -41,12 +41,14 @@ from absl import flags
 
 from abd_jax import diagnostics, figures, stored_images
 from abd_jax.errors import UserError
-from abd_jax.finished import read_run, runs_below, synthetic_images
+from abd_jax.files import write_whole
+from abd_jax.finished import read_run, synthetic_images
 from abd_jax.methods.interface import OWN
+from abd_jax.metrics_log import inversion_terms
 from abd_jax.parallel import compile_step
 from abd_jax.programs import features, in_batches
+from abd_jax.results import runs_below
 from abd_jax.steps import make_feature_step
-from abd_jax.workdir import write_whole
 
 POPULATIONS = ('real_old', 'real_new', 'synthetic')
 _PAIRS = (('real_old', 'real_new'), ('real_old', 'synthetic'), ('real_new', 'synthetic'))
@@ -88,7 +90,7 @@ def diagnose(run, count=1000, audit=False):
 
   test = [run.tasks.test(task) for task in range(run.last + 1)]
   labels = np.concatenate([its_labels for _, its_labels in test])
-  look = lambda state: np.concatenate([in_batches(real, state.variables, images) for images, _ in test])  # noqa: E731
+  look = lambda state: np.concatenate([in_batches(real, state.variables, images) for images, _ in test])
   seen_by_student = look(run.student)
   seen_by_teacher = None if run.teacher is None else look(run.teacher)
   rows = [_some(rng, np.flatnonzero(side), count) for side in (labels < past, labels >= past)]
@@ -112,7 +114,7 @@ def diagnose(run, count=1000, audit=False):
       'confusion_by_task': diagnostics.confusion_by_task(predictions, labels, run.tasks.task_of_class[:seen]),
       'calibration': diagnostics.calibration(confidences, predictions == labels),
       'synthetic': None if images is None else _in_synthetic(run, in_batches(dreamed, run.teacher.variables, images)),
-      'inversion_terms': diagnostics.inversion_terms(run.lines, run.last + 1) or None,
+      'inversion_terms': inversion_terms(run.lines, run.last + 1) or None,
       'feature_drift': None,
   }
   if run.teacher is not None:
@@ -155,7 +157,7 @@ def _in_synthetic(run, features_ND):
   logits = _logits(run, run.teacher, features_ND, past)
   confidences = np.asarray(jax.nn.softmax(logits)).max(axis=1)
   shares, means = diagnostics.class_frequencies(logits.argmax(axis=1), confidences, past)
-  named = lambda figures_K: dict(zip(run.class_names, figures_K, strict=False))  # noqa: E731
+  named = lambda figures_K: dict(zip(run.class_names, figures_K, strict=False))
   return {'class_frequencies': named(shares), 'confidence': named(means)}
 
 

@@ -164,22 +164,6 @@ def class_frequencies(choices_N, confidences_N, num_classes):
   return counts_K / len(choices_N), np.where(counts_K, sums_K / np.maximum(counts_K, 1), np.nan)
 
 
-def inversion_terms(lines, task):
-  """The terms of Eq. 7 over an inversion.
-
-  Args:
-    lines: of metrics.jsonl, each a dict.
-    task: the number of the task that the inversion came before, from 1.
-
-  Returns:
-    [{'step', 'loss', 'content', 'diversity', 'statistics', 'smoothness'}]: unweighted, means over the steps since the
-    line before; `loss` is their weighted sum.
-  """
-  said = [line for line in lines if line.get('task') == task and line.get('phase') == 'inversion']
-  apart = {'at', 'task', 'phase', 'epoch', 'steps'}
-  return [{'step': line['at'][2], **{k: v for k, v in line.items() if k not in apart}} for line in said]
-
-
 # Memorisation.
 
 
@@ -225,7 +209,7 @@ def memorisation(synthetic_MD, test_LD, training_ND, sample):
   to_training_L, rows_L = nearest_others(test_LD, training_ND)
   nearest = np.unique(np.concatenate([rows_M, rows_L, sample]))
   distances, others = nearest_others(training_ND[nearest], training_ND, nearest)
-  among = lambda rows: np.searchsorted(nearest, rows)  # noqa: E731
+  among = lambda rows: np.searchsorted(nearest, rows)
   return {
       'median_synthetic': float(np.median(to_training_M)),
       'median_test': float(np.median(to_training_L)),

@@ -1,4 +1,4 @@
-"""What the user can mend."""
+"""Errors whose message is for the user, without a traceback."""
 
 
 class UserError(ValueError):

@@ -19,7 +19,7 @@ from abd_jax.errors import UserError
 from abd_jax.parallel import keep_compilations
 from abd_jax.stopping import StopSignal
 from abd_jax.workdir import check_workdir
-from abd_jax.written import place
+from abd_jax.written import path_of
 
 
 def runs_of(config):
@@ -30,7 +30,7 @@ def runs_of(config):
   runs = []
   for method in methods:
     for seed in seeds:
-      workdir = place(config.workdir, '--workdir=')
+      workdir = path_of(config.workdir, '--workdir=')
       workdir = workdir / method / f'seed{seed}' if several else workdir
       one = dataclasses.replace(config, method=method, seed=seed, seeds=(), workdir=str(workdir))
       runs.append((one, workdir))
@@ -73,7 +73,7 @@ def launch(defaults: Config, do=None):
     if config.distributed:
       processes.join(config.distributed)
     if config.compilation_cache:
-      keep_compilations(place(config.compilation_cache, '--compilation_cache='))
+      keep_compilations(path_of(config.compilation_cache, '--compilation_cache='))
     jax.config.update('jax_debug_nans', config.debug_nans)
     (do or run_all)(config)
 
@@ -92,7 +92,7 @@ def run_all(config):
     dataset = load(config.dataset, config.data_dir, config.verify_checksum)
     for one, workdir in runs:  # all of them before the first is trained
       tasks = train.check(one, dataset)
-      processes.on_first(functools.partial(_prepare, config, one, workdir, dataset, tasks, stored))
+      stored.append(processes.on_first(functools.partial(_prepare, config, one, workdir, dataset, tasks)))
     results = _train(runs, dataset, stop, in_turns)
   if processes.is_first():
     results = _with_omega(config, runs, results, stored)
@@ -125,11 +125,11 @@ def _in_turns(config):
   return config.seeds_in == 'auto' and jax.default_backend() == 'cpu'
 
 
-def _prepare(config, one, workdir, dataset, tasks, stored):
-  """Refuses what a run cannot write or be held against; adds its stored upper bound, or None, to `stored`."""
+def _prepare(config, one, workdir, dataset, tasks):
+  """The stored upper bound of a run, or None; refuses what it cannot write or be held against."""
   check_workdir(one, workdir)
   # Beside the methods of this command, not below one of them.
-  stored.append(upper_bounds.stored(dataclasses.replace(one, workdir=config.workdir), dataset, tasks))
+  return upper_bounds.stored(dataclasses.replace(one, workdir=config.workdir), dataset, tasks)
 
 
 def _with_omega(config, runs, results, stored):

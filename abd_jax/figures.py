@@ -232,7 +232,7 @@ def panels_of(diagnosed):
       told = {name: value for name, value in (defaults | said['flags']).items() if name not in apart}
       methods = benchmarks.setdefault(json.dumps([told, said['after_task']], sort_keys=True), {})
       methods.setdefault(said['flags']['method'], []).append(said)
-  place = lambda method: order.index(method) if method in order else len(order)  # noqa: E731
+  place = lambda method: order.index(method) if method in order else len(order)
   return [[methods[name] for name in sorted(methods, key=place)] for methods in benchmarks.values()]
 
 

@@ -87,7 +87,7 @@ def _reliability(bins):
 def _classes(synthetic, drift):
   """[[class name, share of the synthetic images, teacher's confidence in them, drift]]; all in %."""
   shares, confidences = synthetic.get('class_frequencies') or {}, synthetic.get('confidence') or {}
-  percent = lambda value: '–' if value is None else f'{100 * value:.1f}'  # noqa: E731
+  percent = lambda value: '–' if value is None else f'{100 * value:.1f}'
   names = list(dict.fromkeys([*shares, *drift]))[:_MOST_CLASSES]
   return [[name, *(percent(of.get(name)) for of in (shares, confidences, drift))] for name in names]
 

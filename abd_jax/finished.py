@@ -1,7 +1,6 @@
 """What a finished run has left: its classifier, the teacher and the generator of its last task, its data."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,29 +9,15 @@ import numpy as np
 
 from abd_jax import checkpoint, states
 from abd_jax import config as config_lib
+from abd_jax.addresses import Address, key_at
 from abd_jax.data import TaskSequence, load
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
+from abd_jax.metrics_log import MetricsLog
 from abd_jax.networks import networks_for
 from abd_jax.parallel import compile_step
 from abd_jax.programs import EVAL_BATCH, synthesis
 from abd_jax.results import Results
-from abd_jax.steps import Address, key_at
-
-
-def runs_below(path):
-  """The folders of runs at a path: itself, or those with <method>/seed<k>/ somewhere below.
-
-  Raises:
-    UserError: there are none.
-  """
-  path = Path(path).expanduser()
-  if (path / 'results.json').exists():
-    return [path]
-  found = sorted(file.parent for file in path.glob('**/seed*/results.json'))
-  if not found:
-    raise UserError(f'{path} holds no results.json of a finished run.')
-  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,16 +86,14 @@ def read_run(workdir, data_dir=''):
   if (end[0]['task'], end[0]['phase'], end[0]['step']) != (last + 1, 0, 0):
     raise UserError(f'{workdir} holds a run that goes on beyond its results.json: let it finish first.')
   dataset = load(config.dataset, data_dir or config.data_dir, config.verify_checksum)
-  tasks = TaskSequence(
-      dataset, config.num_tasks, num_classes=config.num_classes, seed=config.seed, image_size=config.image_size
-  )
-  frozen = lambda state: states.TeacherState(state['params'], state['batch_stats'])  # noqa: E731
+  tasks = TaskSequence.of(config, dataset)
+  frozen = lambda state: states.TeacherState(state['params'], state['batch_stats'])
   generator = during.get('generator')
   if generator is not None and config.inversion.inversion == 'images':
     generator = states.ImageSetState(generator['images'], None)
   elif generator is not None:
     generator = states.GeneratorState(generator['params'], generator['batch_stats'], None)
-  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  lines = MetricsLog(workdir / 'metrics.jsonl').read()
   teacher = frozen(during['teacher']) if during else None
   student = frozen(end[1]['student'])
   return FinishedRun(config, results.config, workdir, dataset, tasks, last, student, teacher, generator, lines)

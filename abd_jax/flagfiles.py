@@ -1,7 +1,7 @@
 """Flagfiles before absl reads them: it passes over one that names itself, and trips over one that is no text."""
 
 from abd_jax.errors import UserError
-from abd_jax.written import place, shown
+from abd_jax.written import path_of, shown
 
 _DIRECTIVES = ('--flagfile=', '-flagfile=')
 
@@ -17,9 +17,9 @@ def check(arguments, within=()):
     UserError: one is not there, is not text, or names one that it is named by.
   """
   for path in _named(arguments):
-    found = place(path, '--flagfile=').resolve()
+    found = path_of(path, '--flagfile=').resolve()
     if found in within:
-      raise UserError(f'The flagfile {shown(path)} comes to itself again: take that line out of {within[-1]}.')
+      raise UserError(f'The flagfile {shown(path)} includes itself: take that line out of {within[-1]}.')
     try:
       lines = found.read_text('utf-8').splitlines()
     except OSError as error:

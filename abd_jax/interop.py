@@ -19,6 +19,7 @@ from absl import flags
 from abd_jax import npz
 from abd_jax.data.sources import CIFAR100_MEAN, CIFAR100_STD
 from abd_jax.errors import UserError
+from abd_jax.learner import Learner
 from abd_jax.models import STUDENTS, make_student
 from abd_jax.models.generator import Generator
 from abd_jax.models.resnet import ResNet
@@ -180,8 +181,6 @@ def learner_from_torch(state_dict, class_names, mean=CIFAR100_MEAN, std=CIFAR100
   Raises:
     UserError: the weights are not of a network known here, or the head has fewer classes.
   """
-  from abd_jax.learner import Learner
-
   try:
     model, variables = resnet_from_torch(state_dict)
   except ValueError as error:

@@ -100,7 +100,7 @@ def moved(images_NHWC, draws_N3, hparams):
   if hparams.image_jitter:
     furthest = hparams.image_jitter
     shifts_N2 = jnp.floor(draws_N3[:, :2] * (2 * furthest + 1)).astype(jnp.int32) - furthest
-    roll = lambda image, shift: jnp.roll(image, (shift[0], shift[1]), axis=(0, 1))  # noqa: E731
+    roll = lambda image, shift: jnp.roll(image, (shift[0], shift[1]), axis=(0, 1))
     images_NHWC = jax.vmap(roll)(images_NHWC, shifts_N2)
   if hparams.image_flip:
     images_NHWC = jnp.where(draws_N3[:, 2, None, None, None] < 0.5, images_NHWC[:, :, ::-1], images_NHWC)

@@ -264,7 +264,7 @@ def _announced(full, fitted, num_images):
 
 def _fingerprint(images, labels, names, known):
   """What tells one lesson from another: a stopped one goes on with the same images from the same model alone."""
-  said = hashlib.sha256(json.dumps([images.shape, known.tasks, names]).encode())
+  digest = hashlib.sha256(json.dumps([images.shape, known.tasks, names]).encode())
   for array in (images, labels, *jax.tree.leaves(known.variables)):
-    said.update(np.ascontiguousarray(array))
-  return said.hexdigest()[:16]
+    digest.update(np.ascontiguousarray(array))
+  return digest.hexdigest()[:16]

@@ -9,9 +9,6 @@ from abd_jax import train
 from abd_jax.parallel import CompiledStep
 from abd_jax.programs import programs_for
 
-# Where a step is told its place in the run, among its arguments: see `programs.Programs`.
-_PLACE_OF_LEARN, _PLACE_OF_INVERT = 9, 3
-
 
 class Abandoned(Exception):
   """Another of the runs has failed, and this one ends with it."""
@@ -100,15 +97,15 @@ class Lockstep:
     """The `Programs` of each run, whose steps are made here."""
     return dataclasses.replace(
         programs,
-        learn={phase: self._shared(step, _PLACE_OF_LEARN) for phase, step in programs.learn.items()},
-        invert=programs.invert and self._shared(programs.invert, _PLACE_OF_INVERT),
+        learn={phase: self._shared(step) for phase, step in programs.learn.items()},
+        invert=programs.invert and self._shared(programs.invert),
     )
 
-  def _shared(self, step, place_at):
+  def _shared(self, step):
     self._several[step] = step.of_several(self._count)
 
-    def ask(*arguments):
-      return self._ask(_Wish(step, arguments, list(arguments[place_at][1:])))
+    def ask(state, place, *others):
+      return self._ask(_Wish(step, (state, place, *others), list(place[1:])))
 
     return ask
 

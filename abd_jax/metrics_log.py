@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from abd_jax import processes
-from abd_jax.workdir import write_whole, writing
+from abd_jax.files import write_whole, writing
 from abd_jax.written import is_of
 
 
@@ -82,3 +82,18 @@ class StepCounter:
 def figures_of(line):
   """{name: value} of what a phase's line of metrics.jsonl measured."""
   return {name: value for name, value in line.items() if name not in ('at', 'task', 'phase', 'epoch', 'steps')}
+
+
+def inversion_terms(lines, task):
+  """The terms of Eq. 7 over an inversion.
+
+  Args:
+    lines: of metrics.jsonl, each a dict.
+    task: the number of the task that the inversion came before, from 1.
+
+  Returns:
+    [{'step', 'loss', 'content', 'diversity', 'statistics', 'smoothness'}]: unweighted, means over the steps since the
+    line before; `loss` is their weighted sum.
+  """
+  of_task = [line for line in lines if line.get('task') == task and line.get('phase') == 'inversion']
+  return [{'step': line['at'][2], **figures_of(line)} for line in of_task]

@@ -72,7 +72,7 @@ class Networks:
 
 
 def check_head(method, student, model):
-  """Nothing, if a method that makes the head finds one that it can make.
+  """Refuses a method that makes its own head where the head has no bias.
 
   Args:
     method: a `methods.interface.Method`.

@@ -16,10 +16,10 @@ from abd_jax import config as config_lib
 from abd_jax import findings, tables
 from abd_jax.charts import Series, heat_map, line_chart
 from abd_jax.errors import UserError
+from abd_jax.files import write_whole
 from abd_jax.metrics_log import MetricsLog, StepCounter, figures_of
 from abd_jax.pictures import load_synthetic
 from abd_jax.results import Results
-from abd_jax.workdir import write_whole
 
 _PARTS = {
     'inversion': 'inversion', 'train': 'training', 'eval': 'evaluation', 'compile': 'compilation', 'other': 'the rest',

@@ -67,12 +67,12 @@ def compiled_for(others):
 
 
 def devices():
-  """Those of all processes, or of `compiled_for`."""
+  """The devices of all processes, or those of `compiled_for`."""
   return _others.get() or tuple(jax.devices())
 
 
 def platform():
-  """Theirs: 'cpu', 'gpu' or 'tpu'."""
+  """What kind `devices()` are: 'cpu', 'gpu' or 'tpu'."""
   return devices()[0].platform
 
 
@@ -107,7 +107,7 @@ def keep_split(rows, axis):
   return jax.lax.with_sharding_constraint(rows, NamedSharding(_mesh(), PartitionSpec(_AXIS)))
 
 
-def mean_over(axis, tree):
+def mean_over(tree, axis):
   """The mean over the devices of means over their rows, which are equally many: the mean over the batch."""
   return tree if axis is None else jax.lax.pmean(tree, axis)
 
@@ -169,7 +169,6 @@ class CompiledStep:
     if self.traces > traces:
       _return_freed_memory()
     return result
-
 
   def of_several(self, count):
     """The same step of `count` runs as one program.

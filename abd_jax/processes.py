@@ -57,16 +57,17 @@ def give(tree):
 
 
 def on_first(function):
-  """Calls `function` in the first process alone; when it raises a `UserError`, all of them do."""
-  sentence = None
+  """What `function` gives in the first process, None in the others; when it raises a `UserError`, all of them do."""
+  found = sentence = None
   if is_first():
     try:
-      function()
+      found = function()
     except UserError as error:
       sentence = str(error)
   sentence = tell(sentence)
   if sentence is not None:
     raise UserError(sentence)
+  return found
 
 
 def on_any(flag):

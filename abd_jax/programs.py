@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from abd_jax import inversion, states, steps
+from abd_jax.addresses import key_at
 from abd_jax.data.augment import make_augment
 from abd_jax.data.streams import Streams
 from abd_jax.losses import mask_logits
@@ -44,11 +45,11 @@ class Programs:
     begin_epoch: (states.Tally) -> Tally, for a method that counts labels; else None.
     restart: (student) -> student, its momentum as before the first step.
     freeze: (student) -> TeacherState, a copy.
-    learn: by phase, (student, teacher, generator, images, labels, rows, past, seen, learning_rate, place, count,
+    learn: by phase, (student, place, count, teacher, generator, images, labels, rows, past, seen, learning_rate,
       before) -> (student, metrics), `count` steps on the rows i32[L, B] of uint8 images and their labels, the first of
       them at `place`. `before` is the student as the phase found it, for one that looks back. Metrics are f32[L], of
       which the first `count` mean something.
-    invert: (generator, teacher, past, place, count) -> (generator, metrics), likewise.
+    invert: (generator, place, count, teacher, past) -> (generator, metrics), likewise.
     learn_steps, invert_steps: L, the most steps of one call.
     inversion_steps: of a task.
     preview: (generator, teacher, past, place) -> (u8[N, H, W, C] synthetic images, i32[N] the teacher's choices, f32[N]
@@ -106,7 +107,7 @@ def programs_for(config, tasks, dataset):
   optimisation = config.optimisation
   if method.weight_decay is not None:
     optimisation = dataclasses.replace(optimisation, weight_decay=method.weight_decay)
-  seen = dataclasses.replace(networks, generator=None, axis=None)  # by an evaluation
+  evaluated = dataclasses.replace(networks, generator=None, axis=None)
   image_set = config.inversion if method.dreams and config.inversion.inversion == 'images' else None
   phases = dict.fromkeys(method.first + method.later)
   longest_epoch = Streams(tasks, method, config.memory, config.seed).longest() // optimisation.batch_size
@@ -133,8 +134,8 @@ def programs_for(config, tasks, dataset):
       restart=_restart(optimisation),
       freeze=_freeze(),
       learn={p: _learn(p, networks, optimisation, augmentation, config.hparams, image_set) for p in phases},
-      evaluate=_evaluate(seen, method.readout, config.hparams),
-      features=features(seen) if method.closes or (method.coreset and method.coreset.rank) else None,
+      evaluate=_evaluate(evaluated, method.readout, config.hparams),
+      features=features(evaluated) if method.closes or (method.coreset and method.coreset.rank) else None,
       synthetic_features=_synthetic_features(networks, image_set) if method.closes else None,
       learn_steps=learn_steps,
       invert_steps=invert_steps,
@@ -145,10 +146,7 @@ def programs_for(config, tasks, dataset):
 
 def clear():
   """Forgets every program, so that the next run traces its own."""
-  for build in (
-      _init_student, _init_generator, _init_image_set, _renew, _begin_epoch, _restart, _freeze, _learn, _invert,
-      _invert_images, _preview, _evaluate, features, _synthetic_features,
-  ):
+  for build in _builders:
     build.cache_clear()
 
 
@@ -163,7 +161,13 @@ def in_batches(program, variables, images, size=None):
   return np.concatenate(found)
 
 
-_cached = functools.lru_cache(maxsize=16)
+_builders: list = []
+
+
+def _cached(build):
+  """Keeps what is built, by what it is built of, until `clear`."""
+  _builders.append(functools.lru_cache(maxsize=16)(build))
+  return _builders[-1]
 
 
 @_cached
@@ -173,7 +177,7 @@ def _init_student(networks, optimisation):
       states.init_student, networks.classifier, optimizer, networks.image_shape, own=networks.init_own,
       tallied=networks.tallied,
   )
-  return compile_once(lambda place: init(steps.key_at(place)))
+  return compile_once(lambda place: init(key_at(place)))
 
 
 @_cached
@@ -181,7 +185,7 @@ def _renew(networks, optimisation, own):
   optimizer, init_own = states.student_optimizer(optimisation), networks.init_own if own else None
 
   def renew(student, place):
-    return states.renewed(student, optimizer, steps.key_at(place), init_own, networks.tallied)
+    return states.renewed(student, optimizer, key_at(place), init_own, networks.tallied)
 
   return compile_once(renew)
 
@@ -194,7 +198,7 @@ def _begin_epoch():
 @_cached
 def _init_generator(networks, hparams):
   init = functools.partial(states.init_generator, networks.dreamer, states.generator_optimizer(hparams))
-  return compile_once(lambda place: init(steps.key_at(place)))
+  return compile_once(lambda place: init(key_at(place)))
 
 
 @_cached
@@ -202,7 +206,7 @@ def _init_image_set(networks, hparams, batch_size):
   count = math.ceil(hparams.synthetic_images / batch_size) * batch_size
   optimizer = states.image_optimizer(hparams)
   init = functools.partial(states.init_image_set, optimizer, count, batch_size, networks.image_shape)
-  return compile_once(lambda place: init(steps.key_at(place)))
+  return compile_once(lambda place: init(key_at(place)))
 
 
 @_cached
@@ -217,7 +221,7 @@ def _freeze():
 
 
 @_cached
-def _learn(phase, networks, optimisation, augmentation, hparams, image_set=None):
+def _learn(phase, networks, optimisation, augmentation, hparams, image_set):
   # 1.9: two passes over the same batch leave .81 r + .19 batch.
   rate = 1.9 if optimisation.bn_double_update and phase.second_pass else 1.0
   optimizer = states.student_optimizer(optimisation)
@@ -236,12 +240,11 @@ def _learn(phase, networks, optimisation, augmentation, hparams, image_set=None)
   draw, dream = synthesis(networks, phase.dreams, phase.replays, image_set)
   step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream, networks.axis, draw)
 
-  def learn(student, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, place, count, before):
-
+  def learn(student, place, count, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, before):
     def one(student, i):
       rows = rows_LB[i]
       batch = steps.Batch(images[rows], labels[rows], past, seen, learning_rate)
-      return step(student, teacher, generator, batch, steps.key_at(place, i), before)
+      return step(student, teacher, generator, batch, key_at(place, i), before)
 
     return repeat(one, student, len(rows_LB), count)
 
@@ -272,7 +275,7 @@ def synthesis(networks, dreams=True, replays=False, image_set=None):
         lambda key, count: jax.random.uniform(key, (count, 4)),
         lambda generator, teacher, draws: inversion.sample_images(generator, draws, image_set),
     )
-  sample = lambda generator, teacher, latents: inversion.sample(networks.dreamer, generator, latents)  # noqa: E731
+  sample = lambda generator, teacher, latents: inversion.sample(networks.dreamer, generator, latents)
   return steps.normal_latents, sample if dreams else None
 
 
@@ -284,9 +287,9 @@ def _invert(networks, hparams, batch_size, steps_per_call):
   )
   step = steps.make_generator_step(update, batch_size, networks.axis)
 
-  def invert(generator, teacher, past, place, count):
+  def invert(generator, place, count, teacher, past):
     def one(generator, i):
-      return step(generator, teacher, past, steps.key_at(place, i))
+      return step(generator, teacher, past, key_at(place, i))
 
     return repeat(one, generator, steps_per_call, count)
 
@@ -299,9 +302,9 @@ def _invert_images(networks, hparams, batch_size, steps_per_call):
       networks.classifier, states.image_optimizer(hparams), batch_size, hparams=hparams, axis=networks.axis
   )
 
-  def invert(image_set, teacher, past, place, count):
+  def invert(image_set, place, count, teacher, past):
     def one(image_set, i):
-      return step(image_set, teacher, past, steps.key_at(place, i), place[3] + i)
+      return step(image_set, teacher, past, key_at(place, i), place[3] + i)
 
     return repeat(one, image_set, steps_per_call, count)
 
@@ -309,11 +312,11 @@ def _invert_images(networks, hparams, batch_size, steps_per_call):
 
 
 @_cached
-def _preview(networks, image_set=None):
+def _preview(networks, image_set):
   draw, dream = synthesis(networks, image_set=image_set)
 
   def preview(generator, teacher, past, place):
-    images = dream(generator, teacher, draw(steps.key_at(place), PREVIEW_IMAGES))
+    images = dream(generator, teacher, draw(key_at(place), PREVIEW_IMAGES))
     logits = mask_logits(networks.classifier.apply(teacher.variables, images, train=False), 0, past)
     pixels = 255 * (images * jnp.asarray(networks.std) + jnp.asarray(networks.mean))
     pixels = jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
@@ -327,7 +330,7 @@ def _evaluate(networks, readout=None, hparams=None):
   read = None
   if readout is not None:
     tasks = jnp.asarray(networks.task_of_class)
-    read = lambda logits, own: readout(logits, own, tasks, hparams)  # noqa: E731
+    read = lambda logits, own: readout(logits, own, tasks, hparams)
   return compile_step(steps.make_eval_step(networks.classifier, networks.normalise, read))
 
 
@@ -338,12 +341,12 @@ def features(networks):
 
 
 @_cached
-def _synthetic_features(networks, image_set=None):
+def _synthetic_features(networks, image_set):
   draw, dream = synthesis(networks, image_set=image_set)
 
   def look(student, teacher, generator, place):
-    images = dream(generator, teacher, draw(steps.key_at(place), EVAL_BATCH))
-    of = lambda state: networks.classifier.apply(state.variables, images, train=False, method='features')  # noqa: E731
+    images = dream(generator, teacher, draw(key_at(place), EVAL_BATCH))
+    of = lambda state: networks.classifier.apply(state.variables, images, train=False, method='features')
     return of(student), of(teacher)
 
   return compile_step(look)

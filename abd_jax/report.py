@@ -14,9 +14,9 @@ import sys
 
 from abd_jax import pages, tables, upper_bounds
 from abd_jax.errors import UserError
-from abd_jax.results import Results
-from abd_jax.workdir import write_whole
-from abd_jax.written import place
+from abd_jax.files import write_whole
+from abd_jax.results import Results, runs_below
+from abd_jax.written import path_of
 
 FORMATS = {'markdown': tables.markdown, 'latex': tables.latex, 'csv': tables.to_csv}
 
@@ -27,16 +27,11 @@ def _load_all(path):
   Raises:
     UserError: there are none.
   """
-  path = place(path)
+  path = path_of(path)
   if not path.is_dir():
     # Without the run's flags beside it a results.json was kept apart from the rest.
     return [pages.Run(Results.load(path), path.parent if (path.parent / 'flags.txt').exists() else None)]
-  if (path / 'results.json').exists():
-    return [pages.Run(Results.load(path), path)]
-  found = sorted(path.glob('**/seed*/results.json'))
-  if not found:
-    raise UserError(f'{path} holds no results.json of a finished run.')
-  return [pages.Run(Results.load(file), file.parent) for file in found]
+  return [pages.Run(Results.load(folder), folder) for folder in runs_below(path)]
 
 
 def _metrics(text):
@@ -71,7 +66,7 @@ def main(arguments):
     runs = _with_omega([run for path in told.runs for run in _load_all(path)])
     print(FORMATS[told.format](tables.collate([run.results for run in runs]), **chosen), end='')
     if told.html:
-      write_whole(place(told.html, '--html='), pages.page(runs))
+      write_whole(path_of(told.html, '--html='), pages.page(runs))
   except UserError as error:
     print(error, file=sys.stderr)
     return 2

@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 
-from abd_jax import __version__, metrics, results_form
+from abd_jax import __version__, metrics, results_schema
 from abd_jax import config as config_lib
 from abd_jax.errors import UserError
-from abd_jax.workdir import write_whole
-from abd_jax.written import place
+from abd_jax.files import write_whole
+from abd_jax.written import path_of
 
 _PLACES = ('workdir', 'data_dir', 'seeds', 'compilation_cache', 'upper_bound', 'tensorboard')
 
@@ -80,11 +80,11 @@ class Results:
     Raises:
       UserError: there is none, or it is not one.
     """
-    path = place(path)
+    path = path_of(path)
     path = path / 'results.json' if path.is_dir() else path
     try:
       said = json.loads(path.read_text('utf-8'))
-      if objection := results_form.objection(said, dataclasses.fields(cls)):
+      if objection := results_schema.objection(said, dataclasses.fields(cls)):
         raise UserError(f'{path} is not a results.json: {objection}.')
       results = cls(**said)
       # An earlier version did not have every flag: its runs were made as the defaults now say.
@@ -95,6 +95,21 @@ class Results:
       raise
     except (ValueError, RecursionError) as error:
       raise UserError(f'{path} is not a results.json: {error}.') from None
+
+
+def runs_below(path):
+  """The folders of runs at a path: itself, or those with <method>/seed<k>/ somewhere below.
+
+  Raises:
+    UserError: there are none.
+  """
+  path = path_of(path)
+  if (path / 'results.json').exists():
+    return [path]
+  found = sorted(file.parent for file in path.glob('**/seed*/results.json'))
+  if not found:
+    raise UserError(f'{path} holds no results.json of a finished run.')
+  return found
 
 
 def _flags_of(config):

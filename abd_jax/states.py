@@ -1,7 +1,7 @@
 """What a run carries from step to step: student, frozen teacher, generator or image set, as pytrees."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -9,10 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from abd_jax.config import Inversion, Optimisation
 from abd_jax.methods.interface import OWN
-
-if TYPE_CHECKING:  # at the top of what is imported
-  from abd_jax.config import Inversion, Optimisation
 
 LATENT_SIZE = 1000
 
@@ -85,17 +83,17 @@ class ImageSetState:
   opt_state: Any
 
 
-def student_optimizer(hparams: 'Optimisation') -> optax.GradientTransformation:
+def student_optimizer(hparams: Optimisation) -> optax.GradientTransformation:
   """SGD without its learning rate: PyTorch's order, decay added to the gradient, then momentum."""
   return optax.chain(optax.add_decayed_weights(hparams.weight_decay), optax.trace(hparams.momentum))
 
 
-def generator_optimizer(hparams: 'Inversion') -> optax.GradientTransformation:
+def generator_optimizer(hparams: Inversion) -> optax.GradientTransformation:
   """Adam at the constant rate of the inversion."""
   return optax.adam(hparams.generator_learning_rate)
 
 
-def image_optimizer(hparams: 'Inversion') -> optax.GradientTransformation:
+def image_optimizer(hparams: Inversion) -> optax.GradientTransformation:
   """Adam at the constant rate of the direct inversion."""
   return optax.adam(hparams.image_learning_rate)
 

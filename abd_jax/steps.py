@@ -1,10 +1,9 @@
-"""The pure bodies of every compiled step, and the keys they draw from.
+"""The pure bodies of every compiled step.
 
 A `make_*` function closes over what never changes in a run; what a step is given is traced, the class counts included,
 so one compilation serves all tasks.
 """
 
-import enum
 from typing import Any
 
 import flax.struct
@@ -17,30 +16,6 @@ from abd_jax.losses import classes_between, mask_logits
 from abd_jax.methods.interface import OWN, Rows, View, network, stack_rows
 from abd_jax.parallel import keep_split, mean_over, split_rows
 from abd_jax.states import LATENT_SIZE, Tally
-
-
-class Address(enum.IntEnum):
-  """The fixed place of each use of randomness within a task; learning phases follow from LEARN on."""
-
-  STUDENT_INIT = 0
-  GENERATOR_INIT = 1
-  INVERSION = 2
-  PREVIEW = 3
-  MIXING = 4
-  CHOOSING = 5
-  CLOSING = 6
-  LEARN = 16
-
-
-def key_at(place, later=0):
-  """The key of one step, from where it stands alone: resuming needs no generator state.
-
-  Args:
-    place: i32[4], the run's seed, the task, the `Address` and the step.
-    later: so many steps after it.
-  """
-  seed, task, address, step = place
-  return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), task), address), step + later)
 
 
 @flax.struct.dataclass
@@ -143,14 +118,14 @@ def make_student_update(
       return total, (metrics, batch_stats)
 
     gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(student.params)
-    gradients, metrics = mean_over(axis, (gradients, metrics))
+    gradients, metrics = mean_over((gradients, metrics), axis)
     moving = jax.tree.broadcast(trains(student.params, past, tasks), student.params)
     if model.head_grows:
       rows = classes_between(model.num_classes, 0, seen)
       moving['head'] = jax.tree.map(lambda moves: rows if moves is True else moves, moving['head'])
     params, opt_state = _descended(student, optimizer, gradients, moving, learning_rate)
     if statistics_rate != 1.0:
-      move = lambda old, new: old + statistics_rate * (new - old)  # noqa: E731
+      move = lambda old, new: old + statistics_rate * (new - old)
       batch_stats = jax.tree.map(move, student.batch_stats, batch_stats)
     tally = student.tally and _counted(student.tally, labels, axis)
     return student.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, tally=tally), metrics
@@ -160,7 +135,7 @@ def make_student_update(
 
 def _descended(student, optimizer, gradients, moving, learning_rate):
   """(params, opt_state) after a step; `moving` is a tree of True, or bool arrays, for what moves and decays."""
-  keep = lambda moves, x: x if moves is True else jnp.where(moves, x, 0)  # noqa: E731
+  keep = lambda moves, x: x if moves is True else jnp.where(moves, x, 0)
   # What does not move has no gradient and no decay either, so that its momentum stays zero; nor does it follow the
   # momentum that a phase before may have left.
   gradients, decaying = (jax.tree.map(keep, moving, tree) for tree in (gradients, student.params))
@@ -243,7 +218,7 @@ def make_generator_update(model, generator_model, optimizer, *, hparams, axis=No
       return total, ({'loss': total, **terms}, updates['batch_stats'])
 
     gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(generator.params)
-    gradients, metrics = mean_over(axis, (gradients, metrics))
+    gradients, metrics = mean_over((gradients, metrics), axis)
     updates, opt_state = optimizer.update(gradients, generator.opt_state, generator.params)
     params = optax.apply_updates(generator.params, updates)
     return generator.replace(params=params, batch_stats=batch_stats, opt_state=opt_state), metrics
@@ -280,7 +255,7 @@ def make_image_step(model, optimizer, batch_size, *, hparams, axis=None):
   def step(image_set, teacher, past, key, number):
     batch, within = number // hparams.image_steps, number % hparams.image_steps
     images = jax.lax.dynamic_slice_in_dim(image_set.images, batch * batch_size, batch_size)
-    begin = lambda new, old: jnp.where(within == 0, new, old)  # noqa: E731
+    begin = lambda new, old: jnp.where(within == 0, new, old)
     opt_state = jax.tree.map(begin, optimizer.init(images), image_set.opt_state)
     draws_N3 = jnp.broadcast_to(jax.random.uniform(key, (3,)), (batch_size, 3))  # all of a batch move alike
 
@@ -292,7 +267,7 @@ def make_image_step(model, optimizer, batch_size, *, hparams, axis=None):
       total = inversion.inversion_loss(terms, hparams)
       return total, {'loss': total, **terms}
 
-    gradients, metrics = mean_over(axis, jax.grad(objective, has_aux=True)(images))
+    gradients, metrics = mean_over(jax.grad(objective, has_aux=True)(images), axis)
     updates, opt_state = optimizer.update(gradients, opt_state, images)
     images = optax.apply_updates(images, updates)
     images = jax.lax.dynamic_update_slice_in_dim(image_set.images, images, batch * batch_size, 0)

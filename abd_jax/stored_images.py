@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from abd_jax import checkpoint
+from abd_jax import checkpoint, npz
 
 # Root mean square difference, in grey levels of 255, up to which two images are the same one.
 TOLERANCE = 2.0
@@ -91,7 +91,7 @@ class _Form:
     if not np.all(np.isfinite(values)):
       values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
     sums, squares = (np.concatenate([[0.0], np.cumsum(v)]) for v in (values.astype(float), values.astype(float) ** 2))
-    over = lambda sums, first, last: sums[starts + last] - sums[starts + first]  # noqa: E731
+    over = lambda sums, first, last: sums[starts + last] - sums[starts + first]
     mean = over(sums, 0, self._length) / self._length
     contrast = np.sqrt(np.maximum(over(squares, 0, self._length) / self._length - mean**2, 0))
     likely = (contrast >= self._contrasts[0]) & (contrast <= self._contrasts[1])
@@ -148,12 +148,11 @@ def kept_arrays(workdir):
     (where, {name: array}): of each checkpoint, and of each .npz file.
 
   Raises:
-    UserError: a checkpoint cannot be read.
+    UserError: one of them cannot be read.
   """
   workdir = Path(workdir)
   for record, states in checkpoint.saved(workdir):
     at = f'the checkpoint after task {record["task"]}, phase {record["phase"]}, step {record["step"]}'
     yield at, {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(states)}
   for path in sorted(workdir.rglob('*.npz')):
-    with np.load(path, allow_pickle=False) as file:
-      yield str(path.relative_to(workdir)), {name: file[name] for name in file}
+    yield str(path.relative_to(workdir)), npz.read(path, path)

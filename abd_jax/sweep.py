@@ -16,8 +16,9 @@ from abd_jax import config as config_lib
 from abd_jax import processes, train
 from abd_jax.data import Dataset, TaskSequence, class_order
 from abd_jax.errors import UserError
+from abd_jax.files import write_whole
 from abd_jax.stopping import StopSignal
-from abd_jax.workdir import check_workdir, write_whole
+from abd_jax.workdir import check_workdir
 
 # Appendix D, in the order of its table.
 GRIDS = {
@@ -155,9 +156,7 @@ class Sweep:
       Preempted: SIGTERM came; the same call goes on.
     """
     config = self.config
-    tasks = TaskSequence(
-        dataset, config.num_tasks, num_classes=config.num_classes, seed=config.seed, image_size=config.image_size
-    )
+    tasks = TaskSequence.of(config, dataset)
     workdir = Path(config.workdir).expanduser() / 'sweep' / config.method / f'seed{config.seed}'
     folds, runs = folds_of(dataset, tasks, self.num_folds, config.seed), []
     for changes in _distinct(self.changes(setting) for setting in self.settings()):

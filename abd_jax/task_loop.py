@@ -10,6 +10,7 @@ import numpy as np
 from abd_jax import metrics as metrics_lib
 from abd_jax import pages, processes, states
 from abd_jax import results as results_lib
+from abd_jax.addresses import Address
 from abd_jax.calls import Call, check_finite, means
 from abd_jax.data import coreset
 from abd_jax.data.feed import feed
@@ -21,7 +22,6 @@ from abd_jax.parallel import put
 from abd_jax.pictures import Synthetic
 from abd_jax.programs import EVAL_BATCH, INVERSION_EPOCH, in_batches
 from abd_jax.record import Record
-from abd_jax.steps import Address
 from abd_jax.stopping import Preempted
 
 # The device may lag so many calls behind the loop: enough to keep it busy, little to wait for when asked to stop.
@@ -145,7 +145,7 @@ class Run:
 
     def advance(step, count):
       place = self._place(task, Address.INVERSION, step)
-      self._generator, metrics = self._programs.invert(self._generator, self._teacher, past, place, count)
+      self._generator, metrics = self._programs.invert(self._generator, place, count, self._teacher, past)
       return metrics
 
     steps = self._programs.inversion_steps
@@ -186,8 +186,8 @@ class Run:
       if within == 0 and self._programs.begin_epoch:
         self._student = self._student.replace(tally=self._programs.begin_epoch(self._student.tally))
       self._student, metrics = self._programs.learn[phase](
-          self._student, teacher, self._generator if phase.dreams else None, *batches.at(step, count), past, seen,
-          schedule.rate(epoch), self._place(task, address, step), count, self._before,
+          self._student, self._place(task, address, step), count, teacher, self._generator if phase.dreams else None,
+          *batches.at(step, count), past, seen, schedule.rate(epoch), self._before,
       )
       return metrics
 

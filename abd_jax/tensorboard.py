@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from abd_jax.errors import UserError
+from abd_jax.files import writing
 from abd_jax.metrics_log import StepCounter, figures_of
 from abd_jax.pictures import load_synthetic
-from abd_jax.workdir import writing
 
 
 class EventFiles:

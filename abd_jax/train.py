@@ -99,10 +99,8 @@ def _claim(config, workdir, held):
 
 def _mirrors(config, workdir):
   """What `MetricsLog` is mirrored by; of several processes the first one has it."""
-  found = []
-  if config.tensorboard:
-    processes.on_first(lambda: found.append(EventFiles(workdir)))
-  return found
+  events = processes.on_first(lambda: EventFiles(workdir)) if config.tensorboard else None
+  return [events] if events else []
 
 
 def check(config, dataset):
@@ -113,9 +111,7 @@ def check(config, dataset):
   """
   if config.method not in METHODS:
     raise UserError(f'--method={config.method}: a run has one method.')
-  tasks = TaskSequence(
-      dataset, config.num_tasks, num_classes=config.num_classes, seed=config.seed, image_size=config.image_size
-  )
+  tasks = TaskSequence.of(config, dataset)
   method = METHODS[config.method]
   if config.optimisation.batch_size % len(devices()):
     raise UserError(

@@ -58,7 +58,7 @@ def check_kind(value, kind, what):
     raise UserError(f'{what}{shown(value)} must be one line of Unicode text.')
 
 
-def place(text, flag=''):
+def path_of(text, flag=''):
   """The path that a text names, `~` being the home directory; nothing need be there.
 
   Args:

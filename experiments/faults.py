@@ -3,7 +3,7 @@
   python experiments/faults.py --workdir=faults --json=faults.json
 
 Fifteen to thirty minutes on two cores. Every run is a process of its own and writes below --workdir, which must not
-exist; `abd_jax/faults.py` says what is done to it and what counts as survived. Ends with status 1 where one did not.
+exist; `abd_jax/faults/trials.py` says what is done to it and what counts as survived. Ends with status 1 where one did not.
 """
 
 import json
@@ -14,9 +14,9 @@ from absl import flags
 
 from abd_jax import experiment
 from abd_jax.errors import UserError
-from abd_jax.faults import Trials
+from abd_jax.faults.small_run import JOB
+from abd_jax.faults.trials import Trials
 from abd_jax.results import versions
-from abd_jax.small_run import JOB
 
 STAGES = ('signals', 'signals_to_two', 'refused', 'two_on_one', 'jumping_clock', 'full_disks', 'damaged')
 

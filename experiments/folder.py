@@ -5,7 +5,7 @@
   python experiments/folder.py --model=model --predict image.jpg more/      # --json: a line of JSON an image
 """
 
-from abd_jax import experiment, folder
+from abd_jax import experiment, learner_command
 
 if __name__ == '__main__':
-  experiment.start(folder.define_flags, folder.run)
+  experiment.start(learner_command.define_flags, learner_command.run)

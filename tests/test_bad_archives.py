@@ -114,6 +114,12 @@ ARRAYS = {
         dict(test_labels=np.zeros((12, 4), int)),
         '{where}/a.npz: test_labels must be one whole number for each of 12 images.',
     ),
+    'channels of two kinds': (
+        dict(test_images=np.zeros((12, 4, 4, 1), np.uint8)),
+        '{where}/a.npz: training images are [4, 4, 3] and test images [4, 4, 1].',
+    ),
+    'one name, no list': (dict(class_names=np.array('a')), '{where}/a.npz: class_names must be a list of names.'),
+    'a label too large': (dict(train_labels=np.full(12, 4)), '{where}/a.npz: train_labels must lie between 0 and 3.'),
     'a negative label': (dict(train_labels=np.full(12, -1)), '{where}/a.npz: train_labels must lie between 0 and 3.'),
 }
 

@@ -186,6 +186,14 @@ MODELS = {
         lambda where, said: {'sha256': 64 * '0'},
         '/{weights} is damaged: its SHA-256 is not the one in model.json.',
     ),
+    'a byte of the weights': (
+        lambda where, said: (where / said['weights']).write_bytes(bytes(100)),
+        '/{weights} is damaged: its SHA-256 is not the one in model.json.',
+    ),
+    'no weights': (
+        lambda where, said: (where / said['weights']).unlink(),
+        '/{weights} cannot be read: No such file or directory.',
+    ),
     'a later format': (
         lambda where, said: {'format': 9},
         ' was saved in format 9, and this version of abd_jax reads format 1.',
@@ -263,7 +271,7 @@ def test_models_edited_by_hand(saved_model, tmp_path, edit, sentence):
   shutil.copytree(saved_model, where)
   said = json.loads((where / 'model.json').read_text())
   edited = edit(where, said)
-  if edited is not None:
+  if isinstance(edited, str | dict):
     (where / 'model.json').write_text(edited if isinstance(edited, str) else json.dumps(said | edited))
   refused(lambda: Learner.load(where), '{where}' + sentence.replace('{weights}', said['weights']), where)
 

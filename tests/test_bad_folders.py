@@ -14,9 +14,9 @@ from tests.test_bad_input import assert_is, refused
 # Trees of JPEG files.
 
 
-def jpeg(side=64, mode='RGB'):
+def jpeg(width=64, height=64, mode='RGB'):
   content = io.BytesIO()
-  Image.new(mode, (side, side)).save(content, 'JPEG')
+  Image.new(mode, (width, height)).save(content, 'JPEG')
   return content.getvalue()
 
 
@@ -89,8 +89,8 @@ TREES = {
     ),
     'an image of another size': (
         'tiny_imagenet',
-        {f'{TINY}/train/n01/images/a.JPEG': jpeg(32)},
-        "{where}/tiny-imagenet-200/train/n01/images/a.JPEG has 32x32 pixels: Tiny-ImageNet's are 64x64.",
+        {f'{TINY}/train/n01/images/a.JPEG': jpeg(64, 32)},
+        "{where}/tiny-imagenet-200/train/n01/images/a.JPEG has 64x32 pixels: Tiny-ImageNet's are 64x64.",
     ),
     'an image of zero bytes': (
         'tiny_imagenet',
@@ -101,6 +101,20 @@ TREES = {
         'tiny_imagenet',
         {f'{TINY}/words.txt': b'n02\ttw\x07o\n'},
         '{where}/tiny-imagenet-200/words.txt: the name "tw\\x07o" is not one line of Unicode text: rename it.',
+    ),
+    'no ImageNet': (
+        'imagenet',
+        {'imagenet/train/n01/a.JPEG': None, 'imagenet/val/n01/b.JPEG': None},
+        '--data_dir={where} has no ImageNet: expected {where}/imagenet/train and {where}/imagenet/val, with a folder of'
+        ' JPEG files for each wnid.',
+    ),
+    'two ImageNets': (
+        'imagenet',
+        {
+            'imagenet/train/n01/a.JPEG': None, 'imagenet/val/n01/b.JPEG': None,
+            **{f'imagenet{n}/{part}/n01/a.JPEG': jpeg() for n in (4, 5) for part in ('train', 'val')},
+        },
+        '--data_dir={where} has imagenet4 and imagenet5: name the folder itself with --data_dir.',
     ),
     'no validation images of a class': (
         'imagenet',
@@ -131,7 +145,7 @@ def test_trees(tmp_path, name, changes, sentence):
 
 def png(width, height, bits=8, colour=2, data=b''):
   """A PNG that says it has so many pixels."""
-  chunk = lambda kind, said: struct.pack('>I', len(said)) + kind + said + struct.pack('>I', zlib.crc32(kind + said))  # noqa: E731
+  chunk = lambda kind, said: struct.pack('>I', len(said)) + kind + said + struct.pack('>I', zlib.crc32(kind + said))
   header = struct.pack('>IIBBBBB', width, height, bits, colour, 0, 0, 0)
   return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(data)) + chunk(b'IEND', b'')
 
@@ -142,7 +156,7 @@ IMAGES = {
     # A program, which Pillow would hand to Ghostscript.
     'EPS': (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n', 'not a JPEG, PNG or WebP image'),
     'a header alone': (jpeg()[:200], '…'),
-    'half a JPEG': (jpeg(256)[:-300], 'image file is truncated …'),
+    'half a JPEG': (jpeg(256, 256)[:-300], 'image file is truncated …'),
     'a PNG without its pixels': (png(64, 64), 'image file is truncated …'),
     'a side of 20,000 pixels': (png(20_000, 20_000), 'more than 178,956,970 pixels'),
     'a side of none': (png(0, 0), 'not a JPEG, PNG or WebP image'),
@@ -181,6 +195,11 @@ FOLDERS = {
         ['photos'],
         {'photos/cat/a.jpg': b'', 'photos/b.jpg': b''},
         '{where}/photos/b.jpg lies beside the class folders, so it has no class: move it into one, or away.',
+    ),
+    'no folders': (
+        ['photos'],
+        {'photos/.hidden': b''},
+        '{where}/photos has no folders: there must be one for each class, named after it, with its images.',
     ),
     'a class of hidden files': (
         ['photos'],

@@ -98,10 +98,15 @@ def test_flags_that_the_data_set_contradicts(values, sentence):
   refused(lambda: train.check(config.with_values(config.Config(), values), coloured(10)), sentence, '')
 
 
+def test_a_method_that_does_not_dream_takes_images_of_any_size():
+  values = {'method': 'base', 'image_size': 3, 'batch_size': 2, 'num_tasks': 5, 'student': 'resnet8'}
+  train.check(config.with_values(config.Config(), values), coloured(10))
+
+
 @pytest.mark.parametrize('lines, sentence', [
     (
       {'a': b'--flagfile={where}/b\n', 'b': b'# round\n  --flagfile={where}/a\n'},
-      'The flagfile {where}/a comes to itself again: take that line out of {where}/b.',
+      'The flagfile {where}/a includes itself: take that line out of {where}/b.',
     ),
     ({'a': b'--flagfile={where}/b\n'}, 'The flagfile {where}/b cannot be read: No such file or directory.'),
     ({}, 'The flagfile {where}/a cannot be read: No such file or directory.'),
@@ -165,7 +170,7 @@ def test_the_prompt_says_the_sentence_alone_and_ends_with_status_2(tmp_path):
     (
       digits,
       f'--flagfile={tmp_path}/loop.flags',
-    ): f'The flagfile {tmp_path}/loop.flags comes to itself again: take that line out of {tmp_path}/loop.flags.',
+    ): f'The flagfile {tmp_path}/loop.flags includes itself: take that line out of {tmp_path}/loop.flags.',
     (
       digits,
       f'--flagfile={tmp_path}/latin.flags',
@@ -176,6 +181,13 @@ def test_the_prompt_says_the_sentence_alone_and_ends_with_status_2(tmp_path):
       f'{tmp_path}/none.flags',
     ): f'The flagfile {tmp_path}/none.flags cannot be read: No such file or directory.',
     (digits, '--epochs=many'): "flag --epochs=many: …",
+    (digits, '--epoch_count=3'): "Unknown command line flag 'epoch_count'",
+    (digits, 'epochs=3'): 'Unexpected argument epochs=3: flags are written --name=value.',
+    (digits, '--method=abc'): f'--method=abc is not one of {", ".join(METHODS)}.',
+    (digits, '--num_tasks=3'): '10 classes cannot be split evenly over --num_tasks=3.',
+    (digits, '--batch_size=1000'): '--batch_size=1000 is larger than task …',
+    (digits, '--dataset=npz:nowhere.npz'): 'There is no file nowhere.npz.',
+    (digits, '--workdir=/proc/run'): '--workdir=/proc/run/abd/seed0 cannot be written: No such file or directory.',
     (digits, '--epochs'): 'Missing value for flag --epochs',
     (
       digits,

@@ -35,7 +35,7 @@ def assert_equal_to_xla(images, kernel, stride, padding):
   ours = value_and_gradients(
       lambda x, w: convolution.conv_general_dilated(x, w, (stride, stride), padding), images, kernel
   )
-  yardstick = lambda x, w: convolution._xla(x, w, stride, padding)  # noqa: E731
+  yardstick = lambda x, w: convolution._xla(x, w, stride, padding)
   xla = value_and_gradients(yardstick, images, kernel)
   # Sums in another order: apart by a few roundings (2**-24 each) of what their terms come to without their signs, at
   # the place of the image, or the tap, where that is most: products of tiles are of sums over neighbours. A term too
@@ -110,7 +110,7 @@ def test_several_kernels_at_once_under_vmap():
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])
 def test_other_platforms_get_xlas_convolution(platform):
   images, kernel = arrays((2, 8, 8, 16), (3, 3, 16, 16))
-  loss = lambda w: jnp.sum(convolution.conv_general_dilated(images, w, (1, 1), SAME) ** 2)  # noqa: E731
+  loss = lambda w: jnp.sum(convolution.conv_general_dilated(images, w, (1, 1), SAME) ** 2)
   text = str(jax.export.export(jax.jit(jax.grad(loss)), platforms=[platform])(kernel).mlir_module())
   assert 'stablehlo.convolution' in text and 'custom_call' not in text
 

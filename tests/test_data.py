@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 
+from abd_jax import addresses
 from abd_jax.data import TaskSequence, class_order, load, sources, tasks
 from abd_jax.errors import UserError
 
@@ -78,10 +79,10 @@ def test_area_average():
 
 
 def test_every_epoch_has_an_order_of_its_own_from_its_address():
-  orders = {tuple(tasks.epoch_order(8, *address)) for address in np.ndindex(2, 2, 2, 3)}
+  orders = {tuple(addresses.epoch_order(8, *address)) for address in np.ndindex(2, 2, 2, 3)}
   assert len(orders) == 24
   assert all(sorted(order) == list(range(8)) for order in orders)
-  np.testing.assert_array_equal(tasks.epoch_order(8, 0, 1, 2, 3), tasks.epoch_order(8, 0, 1, 2, 3))
+  np.testing.assert_array_equal(addresses.epoch_order(8, 0, 1, 2, 3), addresses.epoch_order(8, 0, 1, 2, 3))
 
 
 # npz
@@ -109,42 +110,6 @@ def test_npz_under_the_name_of_cifar100_has_its_normalisation_and_name(tmp_path)
   np.savez(tmp_path / 'cifar100.npz', **arrays())
   dataset = load('cifar100', tmp_path)
   assert dataset.name == 'cifar100' and dataset.mean == sources.CIFAR100_MEAN and dataset.std == sources.CIFAR100_STD
-
-
-@pytest.mark.parametrize('changes, part', [
-    (dict(class_names=np.array('a')), 'class_names must be a list of names.'),
-    (dict(test_images=np.zeros((12, 4, 4, 1), np.uint8)), 'training images are [4, 4, 3] and test images [4, 4, 1].'),
-    (dict(train_images=np.zeros((12, 4, 4, 3))), 'train_images must be uint8 [M, H, W, C], not float64 [12, 4, 4, 3].'),
-    (dict(test_labels=np.zeros(3, int)), 'test_labels must be one whole number for each of 12 images.'),
-    (dict(train_labels=np.full(12, 4)), 'train_labels must lie between 0 and 3.'),
-    (dict(class_names=np.array(['a', 1], object)), 'holds Python objects in class_names, which are never unpickled'),
-])
-def test_npz_that_is_not_as_it_should_be(tmp_path, changes, part):
-  np.savez(tmp_path / 'a.npz', **arrays(**changes))
-  with pytest.raises(UserError) as refusal:
-    load(f'npz:{tmp_path}/a.npz')
-  assert part in str(refusal.value)
-
-
-def test_npz_that_is_missing_truncated_or_lacks_a_key(tmp_path):
-  path = tmp_path / 'a.npz'
-  with pytest.raises(UserError, match='There is no file'):
-    load(f'npz:{path}')
-  np.savez(path, **{k: v for k, v in arrays().items() if k != 'test_labels'})
-  with pytest.raises(UserError, match='lacks test_labels: its keys must be'):
-    load(f'npz:{path}')
-  path.write_bytes(path.read_bytes()[:300])
-  with pytest.raises(UserError, match='cannot be read as an npz file'):
-    load(f'npz:{path}')
-  np.save(tmp_path / 'b.npy', np.zeros(3))
-  with pytest.raises(UserError, match='cannot be read as an npz file of plain arrays: File is not a zip file'):
-    load(f'npz:{tmp_path}/b.npy')
-
-
-def test_unknown_name():
-  sentence = '--dataset=mnist is not one of digits, cifar100, tiny_imagenet, imagenet, npz:PATH.'
-  with pytest.raises(UserError, match=sentence):
-    load('mnist')
 
 
 # The CIFAR-100 archive, in small: the same layout with 40 and 20 images.
@@ -297,23 +262,6 @@ def test_an_archive_of_another_checksum_is_refused_unless_accepted(tmp_path, sma
   with pytest.raises(UserError, match='is not the distributed archive: its SHA-256 is .*--verify_checksum=false'):
     load('cifar100', tmp_path)
   assert_is_the_small_archive(load('cifar100', tmp_path, verify_checksum=False))
-
-
-@needs_tfds
-@pytest.mark.parametrize('make, part', [
-    (lambda: archive()[:50000], 'is truncated or not the CIFAR-100 binary archive'),
-    (lambda: b'not a tar', 'is truncated or not the CIFAR-100 binary archive'),
-    (lambda: archive(**{'test.bin': None}), 'it has no cifar-100-binary/test.bin'),
-    (lambda: archive(**{'train.bin': bytes(3074 * 39)}), 'train.bin has 119886 bytes, not 40 records of 3074.'),
-    (lambda: archive(**{'test.bin': b'\xff' * 3074 * 20}), 'test.bin has labels beyond 20 groups and 100 classes.'),
-    (lambda: archive(**{'fine_label_names.txt': b'one two'}), 'names 2 classes and 20 groups'),
-])
-def test_damaged_archives(tmp_path, small_archive, make, part):
-  (tmp_path / builders.ARCHIVE).write_bytes(make())
-  with pytest.raises(UserError) as refusal:
-    load('cifar100', tmp_path, verify_checksum=False)
-  assert part in str(refusal.value)
-  assert not (tmp_path / 'cifar100').exists()
 
 
 @needs_tfds

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from abd_jax import data, programs, task_loop, train
+from abd_jax.addresses import Address, epoch_order
 from abd_jax.config import with_values
-from abd_jax.data.tasks import epoch_order
-from abd_jax.steps import Address
 from tests.test_methods import TINY as SMALL
 from tests.test_methods import small  # noqa: F401  (a fixture)
 from tests.test_train import final_states

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax import data, diagnose, diagnostics, figures, states, train
+from abd_jax import data, diagnose, diagnostics, figures, metrics_log, states, train
 from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.methods.generative import replay_vae
@@ -120,7 +120,7 @@ def test_inversion_terms_are_those_of_the_task():
       {'at': [2, 0, 0], 'rollback': 1, 'reason': 'Task 3, inversion, step 3: loss is nan.'},
       {'at': [2, 0, 100], 'task': 3, 'phase': 'inversion', 'epoch': 1, 'steps': 100, 'loss': 4.0, 'content': 1.0},
   ]
-  assert diagnostics.inversion_terms(lines, 2) == [{'step': 100, 'loss': 3.0, 'content': 2.0}]
+  assert metrics_log.inversion_terms(lines, 2) == [{'step': 100, 'loss': 3.0, 'content': 2.0}]
 
 
 def test_the_nearest_other_is_not_the_image_itself_but_may_be_its_equal():
@@ -317,6 +317,6 @@ def test_the_readmes_table_is_of_the_committed_figures():
 
 def test_bars_are_means_over_seeds(abd):
   said = figures.read(abd / 'diagnostics.json')[1][0]
-  of = lambda new, synthetic: dict(said, mid={'real_old_real_new': new, 'real_old_synthetic': synthetic})  # noqa: E731
+  of = lambda new, synthetic: dict(said, mid={'real_old_real_new': new, 'real_old_synthetic': synthetic})
   axes = figures.draw_distances([[[of(1.0, 5.0), of(3.0, 5.0)]]], 'mid').axes[0]
   assert [bar.get_height() for bar in axes.patches] == [2.0, 5.0]

@@ -42,13 +42,13 @@ def test_the_head_is_made_of_real_features_and_follows_them_when_they_move():
   old = labels < PAST
   first = dream.remember(trained, Learned(labels[old], features[old], None, None, None, 0, PAST))
   assert right(first, features[old], labels[old], PAST) > 0.97
-  length = lambda head, count: np.linalg.norm(head['kernel'][:, :count], axis=0).mean()  # noqa: E731
+  length = lambda head, count: np.linalg.norm(head['kernel'][:, :count], axis=0).mean()
   np.testing.assert_allclose(length(first['head'], PAST), length(trained['head'], PAST), rtol=1e-5)
 
   # The features move. What is seen of it: the new classes, and synthetic images that lie off the old ones.
   matrix, shift = rng.normal(size=(FEATURES, FEATURES)), rng.normal(size=FEATURES)
   synthetic = features[old] + 1
-  after = lambda before: before @ matrix + shift  # noqa: E731
+  after = lambda before: before @ matrix + shift
   learned = Learned(
       labels[~old], after(features[~old]), features[~old], after(synthetic), synthetic, PAST, SEEN
   )

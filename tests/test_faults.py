@@ -19,13 +19,14 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax import config, damage, data, task_loop, train
+from abd_jax import config, data, task_loop, train
 from abd_jax.calls import Call, check_finite
 from abd_jax.checkpoint import Checkpoints
 from abd_jax.config import with_values
 from abd_jax.errors import NotFinite, UserError
+from abd_jax.faults import damage
+from abd_jax.faults.small_run import contents
 from abd_jax.metrics_log import MetricsLog
-from abd_jax.small_run import contents
 from abd_jax.workdir import claim_workdir, hold_workdir
 from tests.test_train import final_states
 
@@ -64,23 +65,6 @@ def test_a_workdir_is_held_against_a_second_run(dataset, tmp_path):
 # Checkpoints that were changed behind the run's back
 
 
-def _flip(path):
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 0x10
-  path.write_bytes(bytes(content))
-
-
-@pytest.mark.parametrize('part', ['states', 'record'])
-def test_a_flipped_bit_falls_back_on_the_checkpoint_before(whole, dataset, tmp_path, part):
-  _, results = whole
-  train.run(with_values(TINY, {'stop_after_task': 1}), tmp_path, dataset)
-  newest = max((tmp_path / 'checkpoints').iterdir(), key=lambda path: int(path.name))
-  _flip(max((file for file in (newest / part).rglob('*') if file.is_file()), key=lambda file: file.stat().st_size))
-  resumed = train.run(TINY, tmp_path, dataset)
-  assert resumed.accuracy_matrix == results.accuracy_matrix
-  chex.assert_trees_all_equal(final_states(tmp_path), final_states(whole[0]))
-
-
 def test_a_record_edited_by_hand_is_not_believed(tmp_path):
   kept = Checkpoints(tmp_path, 60)
   kept.save({'a': np.arange(3.0)}, {'accuracy': 41.5})
@@ -101,6 +85,31 @@ def half(dataset, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('half')
   train.run(with_values(TINY, {'stop_after_task': 1}), workdir, dataset)
   return workdir
+
+
+def _flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 0x10
+  path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize('part', ['states', 'record'])
+def test_a_flipped_bit_falls_back_on_the_checkpoint_before(whole, half, dataset, tmp_path, part):
+  workdir = shutil.copytree(half, tmp_path / 'run')
+  newest = damage.kept(workdir)
+  _flip(max((file for file in (newest / part).rglob('*') if file.is_file()), key=lambda file: file.stat().st_size))
+  resumed = train.run(TINY, workdir, dataset)
+  assert resumed.accuracy_matrix == whole[1].accuracy_matrix
+  chex.assert_trees_all_equal(final_states(workdir), final_states(whole[0]))
+
+
+def test_a_run_of_which_no_checkpoint_can_be_read_is_refused(half, dataset, tmp_path):
+  workdir = shutil.copytree(half, tmp_path / 'run')
+  for file in (workdir / 'checkpoints').rglob('*'):
+    if file.is_file() and not file.parent.name.isdecimal():  # Orbax's own notes stay
+      file.write_bytes(b'')
+  with pytest.raises(UserError, match='holds checkpoints that cannot be read'):
+    train.run(TINY, workdir, dataset)
 
 
 @pytest.mark.parametrize('fault', damage.DAMAGES)
@@ -225,7 +234,7 @@ def test_a_log_whose_end_is_no_text_is_read_to_there(tmp_path):
 
 def test_a_clock_that_jumps_changes_nothing(whole, dataset, tmp_path, monkeypatch):
   clock = time.time
-  hour = lambda: 3600 * random.Random(int(2 * time.monotonic())).choice([-1, 0, 1])  # noqa: E731  (for half a second)
+  hour = lambda: 3600 * random.Random(int(2 * time.monotonic())).choice([-1, 0, 1])  # for half a second
   monkeypatch.setattr(time, 'time', lambda: clock() + hour())
   results = train.run(TINY, tmp_path, dataset)
   assert results.accuracy_matrix == whole[1].accuracy_matrix

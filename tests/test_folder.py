@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from abd_jax import folder as prompt
+from abd_jax import learner_command as prompt
 from abd_jax.data import folder
 from abd_jax.errors import UserError
 
@@ -150,30 +150,6 @@ def test_classes_are_folders_by_name(tmp_path):
   assert [(name, [file.name for file in files]) for name, files in found.items()] == [
       ('apple', ['3.png']), ('pear', ['1.png', '2.png']),
   ]
-
-
-@pytest.mark.parametrize('paths, sentence', [
-    ((), 'has no folders: there must be one for each class'),
-    (('apple/',), 'apple has no files'),
-    (('apple/1.png', 'loose.png'), 'loose.png lies beside the class folders'),
-])
-def test_folders_that_say_no_class_are_refused(tmp_path, paths, sentence):
-  for path in paths:
-    target = tmp_path / path
-    (target if path.endswith('/') else target.parent).mkdir(exist_ok=True)
-    if not path.endswith('/'):
-      target.touch()
-  with pytest.raises(UserError, match=sentence):
-    folder.class_files(tmp_path)
-
-
-def test_what_is_not_there_is_said():
-  with pytest.raises(UserError, match='There is no nowhere.'):
-    folder.class_files('nowhere')
-  with pytest.raises(UserError, match='There is no nowhere.png.'):
-    folder.files_below('nowhere.png')
-  with pytest.raises(UserError, match='is not a folder'):
-    folder.class_files(__file__)
 
 
 # At the prompt.

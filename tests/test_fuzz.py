@@ -143,7 +143,7 @@ def test_archives(tmp_path):
   plain = gzip.decompress(whole)
   kinds = st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
   strange = st.builds(tar_of, st.lists(MEMBER, max_size=4), kinds)
-  compress = lambda content: gzip.compress(content, 1)  # noqa: E731
+  compress = lambda content: gzip.compress(content, 1)
 
   def cifar100(content):
     (tmp_path / builders.ARCHIVE).write_bytes(content)

@@ -30,8 +30,8 @@ PHASES = {
 
 def view_of(features, scale, past, seen, method, phase):
   """Four rows of the newest classes and as many synthetic ones, under linear heads `scale` large."""
-  classify = lambda x: scale * (x @ HEAD)  # noqa: E731
-  by_teacher = lambda x: scale * (x @ TEACHER_HEAD)  # noqa: E731
+  classify = lambda x: scale * (x @ HEAD)
+  by_teacher = lambda x: scale * (x @ TEACHER_HEAD)
   labels = jnp.asarray([past, seen - 1, past, seen - 1, 0, past - 1, 0, past - 1])
   both = Rows(labels, features, classify(features), DRAWN[1], by_teacher(DRAWN[1]), classify(DRAWN[2]))
   real, synthetic = (jax.tree.map(lambda rows: rows[part], both) for part in (slice(ROWS), slice(ROWS, None)))  # noqa: B023

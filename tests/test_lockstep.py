@@ -1,7 +1,6 @@
 """Several seeds as one program: where their steps meet, and that each run comes to what it comes to alone."""
 
 import dataclasses
-import inspect
 import re
 import threading
 from types import SimpleNamespace
@@ -168,7 +167,7 @@ def _meet(*plans):
   """Runs that ask for steps [(name, place)] in threads of their own; what was called, in order."""
   log = []
   meeting = lockstep.Lockstep(len(plans), SimpleNamespace(received=False, after=None))
-  steps = {name: meeting._shared(_Counting(name, log), 1) for name in ('invert', 'learn')}
+  steps = {name: meeting._shared(_Counting(name, log)) for name in ('invert', 'learn')}
 
   def one(who, plan):
     with meeting.taking_part():
@@ -232,12 +231,13 @@ def test_steps_of_several_runs_are_their_own(small, dataset):  # noqa: F811
     images, labels = its_tasks.train(1)
     images, labels = put((images[:280], labels[:280]))
     rows = np.random.default_rng(seed).permutation(280).astype(np.int32)[None, :32]
-    arguments.append((student, compiled.freeze(student), generator, images, labels, rows, 2, 4, 0.1, place, 1, None))
+    teacher = compiled.freeze(student)
+    arguments.append((student, place, 1, teacher, generator, images, labels, rows, 2, 4, 0.1, None))
   for at_once in (True, False):
     learn, invert = compiled.learn[METHODS['abd'].later[0]], compiled.invert
-    copies = [jax.tree.map(jnp.copy, (a[0], a[2])) for a in arguments]
+    copies = [jax.tree.map(jnp.copy, (a[0], a[4])) for a in arguments]
     learned = [(student, *a[1:]) for (student, _), a in zip(copies, arguments, strict=True)]
-    inverted = [(generator, a[1], 2, a[9], 1) for (_, generator), a in zip(copies, arguments, strict=True)]
+    inverted = [(generator, a[1], 1, a[3], 2) for (_, generator), a in zip(copies, arguments, strict=True)]
     found[at_once] = [
         step.of_several(2)(*zip(*given, strict=True)) if at_once else [step(*its) for its in given]
         for step, given in ((learn, learned), (invert, inverted))
@@ -251,11 +251,3 @@ def test_steps_of_several_runs_are_their_own(small, dataset):  # noqa: F811
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 + 1e-3 * np.abs(b).max())
   losses = [float(metrics['loss'][0]) for _, metrics in students]
   assert abs(losses[0] - losses[1]) > 1e-3  # each its own
-
-
-def test_a_place_is_where_a_run_looks_for_it(small, dataset):  # noqa: F811
-  tasks = train.check(SHORT, dataset)
-  compiled = programs.programs_for(SHORT, tasks, dataset)
-  learn = inspect.signature(compiled.learn[METHODS['abd'].first[0]]._step).parameters
-  invert = inspect.signature(compiled.invert._step).parameters
-  assert list(learn)[lockstep._PLACE_OF_LEARN] == list(invert)[lockstep._PLACE_OF_INVERT] == 'place'

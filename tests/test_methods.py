@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from abd_jax import config, data, losses, models, parallel, programs, states, steps, train
+from abd_jax.addresses import Address
 from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS, bias_correction, distillation, end_to_end, generative, interface
@@ -100,7 +101,7 @@ def test_bic_weighs_new_against_past_and_corrects_both_networks():
 
 
 def test_lwf_mc_asks_every_class_by_itself():
-  sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+  sigmoid = lambda z: 1 / (1 + np.exp(-z))
   target = np.eye(CLASSES)[LABELS]
   target[:, :PAST] = sigmoid(TEACHER[:, :PAST])
   terms = -target * np.log(sigmoid(LOGITS)) - (1 - target) * np.log(1 - sigmoid(LOGITS))
@@ -230,7 +231,7 @@ def test_the_bias_phase_moves_the_newest_bias_layer_alone(student):
   for name in ('scale', 'shift'):
     moved = np.asarray(own_after[name] != own_before[name])
     assert moved.tolist() == [False, False, True, False]  # class 3, the first new one, is of the third task
-  rest = lambda state: {k: v for k, v in state.params.items() if k != 'own'}  # noqa: E731
+  rest = lambda state: {k: v for k, v in state.params.items() if k != 'own'}
   chex.assert_trees_all_equal(rest(after), rest(before))
   chex.assert_trees_all_equal(after.batch_stats, before.batch_stats)
 
@@ -377,10 +378,10 @@ def test_labels_are_counted_epoch_by_epoch_however_many_steps_a_call_makes(small
   def watched(*args):
     found = build(*args)
     learn = {
-        phase: lambda *args, phase=phase: did.append((phase.name, args[8])) or found.learn[phase](*args)
+        phase: lambda *args, phase=phase: did.append((phase.name, args[10])) or found.learn[phase](*args)
         for phase in found.learn
     }
-    restart = lambda student: did.append('restart') or found.restart(student)  # noqa: E731
+    restart = lambda student: did.append('restart') or found.restart(student)
     return dataclasses.replace(found, learn=learn, restart=restart)
 
   monkeypatch.setattr(train, 'programs_for', watched)
@@ -400,7 +401,7 @@ def test_labels_are_counted_epoch_by_epoch_however_many_steps_a_call_makes(small
 def test_projections_are_new_in_each_task_and_the_same_again_when_it_begins_again(small, digits):
   settings = with_values(TINY, {'method': 'rdfcil'} | OTHERWISE['rdfcil'])
   made = programs.programs_for(settings, train.check(settings, digits), digits)
-  place = lambda task: np.array([0, task, steps.Address.STUDENT_INIT, 0], np.int32)  # noqa: E731
+  place = lambda task: np.array([0, task, Address.STUDENT_INIT, 0], np.int32)
   first = made.init_student(place(0))
   second = made.renew(first.replace(tally=jax.tree.map(lambda counts: counts + 1, first.tally)), place(1))
   chex.assert_trees_all_equal(second, made.renew(second, place(1)))

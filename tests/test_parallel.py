@@ -44,16 +44,16 @@ for mode in ('alone', 'jit', 'pmap'):
   rows, place = np.arange(32, dtype=np.int32)[None], np.array([0, 1, 16, 0], np.int32)
   student, generator = compiled.init_student(place), compiled.init_generator(place)
   teacher, (images, labels) = compiled.freeze(student), parallel.put(tasks.train(1))
-  moved, terms = compiled.invert(jax.tree.map(jax.numpy.copy, generator), teacher, 2, place, 1)
+  moved, terms = compiled.invert(jax.tree.map(jax.numpy.copy, generator), place, 1, teacher, 2)
   student, metrics = compiled.learn[METHODS['abd'].later[0]](
-      student, teacher, generator, images, labels, rows, 2, 4, 0.1, place, 1, None)
+      student, place, 1, teacher, generator, images, labels, rows, 2, 4, 0.1, None)
   settings = config.with_values(settings, dict(method='rdfcil', student='resnet8_icarl'))
   compiled = programs.programs_for(settings, tasks, digits)
   other = compiled.init_student(place)
   teacher, said = compiled.freeze(other), []
   for phase in METHODS['rdfcil'].later:
     other = other.replace(tally=compiled.begin_epoch(other.tally))
-    other, its = compiled.learn[phase](other, teacher, generator, images, labels, rows, 2, 4, 0.1, place, 1, None)
+    other, its = compiled.learn[phase](other, place, 1, teacher, generator, images, labels, rows, 2, 4, 0.1, None)
     said.append(its)
   assert other.tally.so_far.sum() == 2 * 64 and other.tally.before_epoch.sum() == 64, other.tally
   settings = config.with_values(settings, dict(method='dream'))
@@ -132,7 +132,7 @@ def test_every_step_is_lowered_for_accelerators(platform):
 @pytest.mark.parametrize('count', [0, 1, 3])
 def test_repeat_makes_as_many_steps_as_it_is_told(count):
   # x -> 2 x + i from 1: 1, 2, 5, 12; each step says what it started from.
-  step = lambda x, i: (2 * x + i, {'from': x})  # noqa: E731
+  step = lambda x, i: (2 * x + i, {'from': x})
   x, said = jax.jit(lambda count: parallel.repeat(step, jnp.int32(1), 3, count))(count)
   assert x == [1, 2, 5, 12][count]
   np.testing.assert_array_equal(said['from'], [1, 2, 5][:count] + [0] * (3 - count))

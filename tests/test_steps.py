@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax import config, losses, states, steps
+from abd_jax import addresses, config, losses, states, steps
 from abd_jax.data.augment import make_augment, make_normalise
 from abd_jax.methods.abd import abd_loss
 from abd_jax.methods.interface import Rows, View
@@ -169,8 +169,8 @@ def test_synthetic_images_do_not_enter_the_local_loss():
 
 
 def test_keys_depend_on_every_part_of_the_address_and_on_nothing_else():
-  key_data = lambda place, later=0: jax.random.key_data(steps.key_at(jnp.array(place), later))  # noqa: E731
-  places = list(itertools.product(range(2), range(3), steps.Address, range(3)))
+  key_data = lambda place, later=0: jax.random.key_data(addresses.key_at(jnp.array(place), later))
+  places = list(itertools.product(range(2), range(3), addresses.Address, range(3)))
   assert len({key_data(place).tobytes() for place in places}) == len(places)
   chex.assert_trees_all_equal(key_data((5, 1, 2, 3)), jax.jit(key_data)((5, 1, 2, 3)), key_data((5, 1, 2, 1), 2))
 

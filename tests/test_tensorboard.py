@@ -46,7 +46,7 @@ def run(dataset, tmp_path_factory):
 def test_scalars_are_those_of_the_log(run):
   workdir, results = run
   found = scalars(read(workdir))
-  single = lambda values: pytest.approx(values, rel=1e-6)  # noqa: E731  (event files hold float32)
+  single = lambda values: pytest.approx(values, rel=1e-6)  # event files hold float32
   assert found['accuracy/all_classes_seen'] == [(n + 1, single(v)) for n, v in enumerate(results.accuracy_after_task)]
   assert found['accuracy/of_task_1'] == [(n + 1, single(row[0])) for n, row in enumerate(results.accuracy_matrix)]
   assert found['accuracy/of_task_2'] == [(2, single(results.accuracy_matrix[1][1]))]

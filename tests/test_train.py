@@ -199,53 +199,10 @@ def test_the_upper_bound_starts_anew_and_sees_everything(dataset, tmp_path, monk
   assert seen == [[0, 1], [0, 1, 2, 3]]
 
 
-def test_a_seed_decides_class_order_and_weights(dataset, tmp_path):
-  base = with_values(TINY, {'method': 'base', 'num_classes': 2, 'num_tasks': 1})
-  orders, weights = [], []
-  for name, seed in (('a', 0), ('b', 0), ('c', 1)):
-    orders.append(train.run(with_values(base, {'seed': seed}), tmp_path / name, dataset).class_order)
-    weights.append(final_states(tmp_path / name)['student']['params'])
-  assert orders == [data.class_order(10, seed)[:2] for seed in (0, 0, 1)]
-  chex.assert_trees_all_equal(weights[0], weights[1])
-  assert not np.array_equal(weights[0]['head']['kernel'], weights[2]['head']['kernel'])
-
-
-def test_a_damaged_checkpoint_falls_back_on_the_one_before(dataset, tmp_path):
-  base = with_values(TINY, {'method': 'base', 'num_classes': 4, 'num_tasks': 2})
-  results = train.run(base, tmp_path, dataset)
-  whole = final_states(tmp_path)
-  newest, _ = sorted((tmp_path / 'checkpoints').iterdir(), key=lambda path: -int(path.name))
-  (tmp_path / 'results.json').unlink()
-  for file in newest.rglob('*'):
-    if file.is_file() and file.parent != newest:  # Orbax's own notes stay
-      file.write_bytes(b'')
-  again = train.run(base, tmp_path, dataset)
-  assert again.accuracy_matrix == results.accuracy_matrix
-  chex.assert_trees_all_equal(final_states(tmp_path), whole)
-  (tmp_path / 'results.json').unlink()
-  for file in (tmp_path / 'checkpoints').rglob('*'):
-    if file.is_file() and not file.parent.name.isdigit():
-      file.write_bytes(b'')
-  with pytest.raises(UserError, match='holds checkpoints that cannot be read'):
-    train.run(base, tmp_path, dataset)
-
-
 def test_a_task_without_test_images_is_refused(dataset):
   without = dataclasses.replace(dataset, test_images=dataset.test_images[:0], test_labels=dataset.test_labels[:0])
   with pytest.raises(UserError, match='digits has no test images of task 1.'):
     train.check(TINY, without)
-
-
-def test_too_large_a_batch_is_refused(dataset):
-  with pytest.raises(UserError, match='--batch_size=500 is larger than task [1-5], which has 28[0-9] images.'):
-    train.check(with_values(TINY, {'batch_size': 500}), dataset)
-
-
-def test_a_size_that_the_generator_cannot_make_is_refused(dataset):
-  sentence = '--generator=cifar: images of 6x6 cannot be generated: both sides must be multiples'
-  with pytest.raises(UserError, match=sentence):
-    train.check(with_values(TINY, {'image_size': 6}), dataset)
-  train.check(with_values(TINY, {'image_size': 6, 'method': 'base'}), dataset)  # which does not dream
 
 
 # The workdir
@@ -295,14 +252,6 @@ def test_checkpoints_give_back_what_was_saved_though_its_buffers_are_reused(tmp_
 
 
 # results.json
-
-
-def test_results_that_are_none(tmp_path):
-  with pytest.raises(UserError, match='cannot be read'):
-    results_lib.Results.load(tmp_path)
-  (tmp_path / 'results.json').write_text('{"method": "abd"}')
-  with pytest.raises(UserError, match='is not a results.json'):
-    results_lib.Results.load(tmp_path)
 
 
 def test_results_of_a_version_with_fewer_flags_read_as_its_defaults(whole_run, tmp_path):

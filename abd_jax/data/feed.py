@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from abd_jax.addresses import epoch_order
 from abd_jax.data.photographs import Photographs
-from abd_jax.data.tasks import epoch_order
 from abd_jax.parallel import put
 
 # Batches that are decoded before they are asked for. Memory holds these, those of a call and those on the device.

@@ -7,7 +7,7 @@ import numpy as np
 
 from abd_jax.data.photographs import FORMATS
 from abd_jax.errors import UserError
-from abd_jax.written import check_lines, place, shown
+from abd_jax.written import check_lines, path_of, shown
 
 
 def class_files(folder):
@@ -16,7 +16,7 @@ def class_files(folder):
   Raises:
     UserError: there are no such folders, one has no file, or files lie beside them.
   """
-  folder = place(folder)
+  folder = path_of(folder)
   _check_folder(folder)
   entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith('.')]
   beside = [entry for entry in entries if not entry.is_dir()]
@@ -43,7 +43,7 @@ def files_below(path):
   Raises:
     UserError: there is nothing of that name.
   """
-  path = place(path)
+  path = path_of(path)
   if path.is_file():
     return [path]
   _check_folder(path)

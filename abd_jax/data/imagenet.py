@@ -138,7 +138,7 @@ def read_imagenet(data_dir):
 
 
 def _imagenet_root(data_dir):
-  whole = lambda folder: (folder / 'train').is_dir() and (folder / 'val').is_dir()  # noqa: E731
+  whole = lambda folder: (folder / 'train').is_dir() and (folder / 'val').is_dir()
   found = [folder for folder in (data_dir / 'imagenet', data_dir) if whole(folder)]
   found = found or [folder for folder in sorted(data_dir.glob('imagenet*')) if whole(folder)]
   if not found:

@@ -8,7 +8,7 @@ from abd_jax import npz
 from abd_jax.data import imagenet
 from abd_jax.data.photographs import Photographs
 from abd_jax.errors import UserError
-from abd_jax.written import check_lines, place
+from abd_jax.written import check_lines, path_of
 
 CIFAR100_MEAN = (0.50707516, 0.48654887, 0.44091784)
 CIFAR100_STD = (0.26733429, 0.25643846, 0.27615047)
@@ -73,7 +73,7 @@ def load(name, data_dir='~/data', verify_checksum=True):
   Raises:
     UserError: no such data set, or its files are missing or damaged.
   """
-  data_dir = place(data_dir, '--data_dir=')
+  data_dir = path_of(data_dir, '--data_dir=')
   if name == 'digits':
     return _digits()
   if name == 'cifar100':
@@ -86,7 +86,7 @@ def load(name, data_dir='~/data', verify_checksum=True):
     order = imagenet.imagenet_order(len(arrays['class_names']))
     return Dataset(name, **arrays, mean=IMAGENET_MEAN, std=IMAGENET_STD, class_order=order)
   if name.startswith('npz:'):
-    path = place(name.removeprefix('npz:'), '--dataset=npz:')
+    path = path_of(name.removeprefix('npz:'), '--dataset=npz:')
     return _standardised_by_itself(name, **_read_npz(path))
   raise UserError(f'--dataset={name} is not one of digits, cifar100, tiny_imagenet, imagenet, npz:PATH.')
 

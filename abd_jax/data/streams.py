@@ -4,12 +4,11 @@ import functools
 
 import numpy as np
 
+from abd_jax.addresses import Address, generator_at
 from abd_jax.data import coreset as coresets
 from abd_jax.data.photographs import join
-from abd_jax.data.tasks import generator_at
 from abd_jax.errors import UserError
 from abd_jax.methods.interface import Reads
-from abd_jax.steps import Address
 
 
 class Streams:
@@ -113,12 +112,12 @@ class Streams:
       return np.concatenate([drawn, everything[len(kept) :]])
     out = np.zeros(len(everything), bool)
     if self._rule.hold_out:
-      past = task * self._tasks.classes_per_task
+      past = self._tasks.past(task)
       out = coresets.held_out(np.concatenate([kept, new]), len(kept), past, self._rule.hold_out)
     return everything[out if reads is Reads.HOLD_OUT else ~out]
 
   def _choice(self, task, kept, new, order):
-    seen = (task + 1) * self._tasks.classes_per_task
+    seen = self._tasks.seen(task)
     return coresets.chosen_rows(np.concatenate([kept, new]), seen, self.memory, order)
 
   def choose(self, task, coreset, features):
@@ -134,7 +133,7 @@ class Streams:
     """
     images, labels = self._tasks.train(task)
     old_images, old_labels = coreset.kept
-    past = task * self._tasks.classes_per_task
+    past = self._tasks.past(task)
     draw = generator_at(self._seed, task, Address.CHOOSING)
 
     def order(k, rows, count):

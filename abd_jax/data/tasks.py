@@ -67,6 +67,13 @@ class TaskSequence:
     self.task_of_class = tuple(k // self.classes_per_task for k in range(total))
     self.image_shape = (image_size, image_size, channels) if image_size else (height, width, channels)
 
+  @classmethod
+  def of(cls, config, dataset):
+    """The tasks of a `config.Config`'s run; raises as above."""
+    return cls(
+        dataset, config.num_tasks, num_classes=config.num_classes, seed=config.seed, image_size=config.image_size
+    )
+
   def _rows_of(self, split, classes):
     """Rows of the data set, and their class positions."""
     labels = getattr(self._dataset, f'{split}_labels')
@@ -166,13 +173,3 @@ class OneTask:
     """What the images are padded to, so that tasks of like sizes share their programs: the next power of two."""
     del cumulative
     return 1 << (len(self._images) - 1).bit_length()
-
-
-def generator_at(seed, task, phase, epoch=0):
-  """The host's random numbers, from where they stand alone."""
-  return np.random.default_rng((seed, task, phase, epoch))
-
-
-def epoch_order(num_images, seed, task, phase, epoch):
-  """i64[num_images]: the order in which an epoch visits a task's images, from where it stands alone."""
-  return generator_at(seed, task, phase, epoch).permutation(num_images)

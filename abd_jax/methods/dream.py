@@ -36,7 +36,7 @@ def own_parameters(shapes):
 
 def learn_on(params, past):
   """The parameters as the next task begins with them: the trained head in the place of the one that was made."""
-  of_past = lambda made, its: jnp.concatenate([its[..., :past], made[..., past:]], axis=-1)  # noqa: E731
+  of_past = lambda made, its: jnp.concatenate([its[..., :past], made[..., past:]], axis=-1)
   return {**params, 'head': jax.tree.map(of_past, dict(params['head']), dict(params[OWN]['trained']))}
 
 
@@ -57,7 +57,7 @@ def remember(params, learned):
     known = discriminant.joined(moved.carry(before), known)
   length = np.linalg.norm(head['kernel'][:, :seen], axis=0).mean()
   made = dict(zip(('kernel', 'bias'), known.head(length), strict=True))
-  of_seen = lambda old, new: np.concatenate([new, old[..., seen:]], axis=-1).astype(np.float32)  # noqa: E731
+  of_seen = lambda old, new: np.concatenate([new, old[..., seen:]], axis=-1).astype(np.float32)
   remembered = {'means': of_seen(own['means'], known.means.T), 'covariance': np.float32(known.covariance)}
   return {
       **params,

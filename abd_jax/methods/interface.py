@@ -165,7 +165,7 @@ class Phase:
   """One stage of learning a task.
 
   Attributes:
-    name: shown while it runs, and the key under which its steps are counted.
+    name: shown while it runs, and `phase` in its lines of metrics.jsonl, where 'inversion' is the generator's training.
     loss: (View, config.Hyperparameters) -> (f32[] loss, {name: f32[]} for the log).
     reads: the real images that it sees.
     dreams: whether as many images of the inverted teacher as real ones join each batch.

@@ -28,7 +28,7 @@ def moments(values, near_C, axis=None):
   """
   values = values.astype(jnp.float32)
   rows = tuple(range(values.ndim - 1))
-  mean_C, square_C = mean_over(axis, (jnp.mean(values, rows), jnp.mean((values - near_C) ** 2, rows)))
+  mean_C, square_C = mean_over((jnp.mean(values, rows), jnp.mean((values - near_C) ** 2, rows)), axis)
   return mean_C, jnp.maximum(square_C - (mean_C - near_C) ** 2, 0.0)
 
 
@@ -39,7 +39,7 @@ def _moments_forward(values, near_C, axis):
 
 def _moments_backward(axis, kept, upstream):
   values, mean_C = kept
-  to_mean_C, to_variance_C = mean_over(axis, upstream)  # the loss of every device depends on them
+  to_mean_C, to_variance_C = mean_over(upstream, axis)  # the loss of every device depends on them
   each = to_mean_C + 2 * to_variance_C * (values.astype(jnp.float32) - mean_C)
   return (each / (values.size // values.shape[-1])).astype(values.dtype), jnp.zeros_like(mean_C)
 

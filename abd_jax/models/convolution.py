@@ -128,6 +128,6 @@ def _kernel_gradient(images, kernel, upstream, stride, padding, own):
     return _native('abd_kernel_gradient', kernel.shape, stride, padding, xla, images, upstream)
   if own and stride == 1 and _fits(kernel.shape[-2]):  # few features of many channels: images and upstream trade places
     shape = jax.eval_shape(_turned, kernel).shape
-    instead = lambda upstream, images: _turned(xla(images, upstream))  # noqa: E731
+    instead = lambda upstream, images: _turned(xla(images, upstream))
     return _turned(_native('abd_kernel_gradient', shape, 1, _mirrored(padding, kernel), instead, upstream, images))
   return _one_by_one(xla, images, upstream)

@@ -59,11 +59,11 @@ def _build():
   compiler = next(filter(None, map(shutil.which, (os.environ.get('CXX', 'c++'), 'g++', 'clang++'))), None)
   if compiler is None:
     raise OSError('no C++ compiler was found')
-  said = hashlib.sha256(b''.join(part.read_bytes() for part in (_SOURCE, *_PARTS)))
+  digest = hashlib.sha256(b''.join(part.read_bytes() for part in (_SOURCE, *_PARTS)))
   for fact in (jaxlib.__version__, compiler, *_OPTIONS, platform.machine(), _processor()):
-    said.update(fact.encode())
+    digest.update(fact.encode())
   folder = Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'abd_jax'
-  path = folder / f'convolution-{said.hexdigest()[:16]}.so'
+  path = folder / f'convolution-{digest.hexdigest()[:16]}.so'
   if path.exists():
     return path
   folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from abd_jax import checkpoint
 
-DIGITS = Path(__file__).parents[1] / 'experiments' / 'digits.py'
+DIGITS = Path(__file__).parents[2] / 'experiments' / 'digits.py'
 JOB = ('--method=abd', '--stop_after_task=3', '--epochs=5', '--decay_at=3', '--inversion_steps=100')
 # Two processes on one machine wait for each other at every step.
 JOB_OF_TWO = ('--stop_after_task=2', '--epochs=3', '--inversion_steps=40')

@@ -13,35 +13,34 @@ def kept(folder, number=1):
   return sorted(whole, key=lambda path: -int(path.name))[number - 1]
 
 
-def _files(folder, number):
-  return sorted(path for path in kept(folder, number).rglob('*') if path.is_file())
+def _newest_files(folder):
+  return sorted(path for path in kept(folder).rglob('*') if path.is_file())
 
 
-def truncate(folder, draw, number=1):
-  """Cuts the largest file of a checkpoint short."""
-  path = max(_files(folder, number), key=lambda file: file.stat().st_size)
+def truncate(folder, draw):
+  """Cuts the largest file of the newest checkpoint short."""
+  path = max(_newest_files(folder), key=lambda file: file.stat().st_size)
   os.truncate(path, draw.randrange(path.stat().st_size))
 
 
-def flip_bit(folder, draw, number=1):
-  """Flips a bit of a checkpoint's arrays or record, whichever."""
-  files = [path for path in _files(folder, number) if path.stat().st_size and 'METADATA' not in path.name]
-  path = draw.choice([file for file in files if file.parent.name != str(number)])
+def flip_bit(folder, draw):
+  """Flips a bit of the newest checkpoint's arrays or record, whichever."""
+  files = [path for path in _newest_files(folder) if path.stat().st_size and 'METADATA' not in path.name]
+  path = draw.choice([file for file in files if file.parent != kept(folder)])
   content = bytearray(path.read_bytes())
   content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
   path.write_bytes(bytes(content))
 
 
-def half_delete(folder, draw, number=1):
-  """Deletes half of a checkpoint's files."""
-  files = _files(folder, number)
+def half_delete(folder, draw):
+  """Deletes half of the newest checkpoint's files."""
+  files = _newest_files(folder)
   for path in draw.sample(files, (len(files) + 1) // 2):
     path.unlink()
 
 
-def tear_log(folder, draw, number=1):
+def tear_log(folder, draw):
   """Leaves the last line of metrics.jsonl half written, and no text after it."""
-  del number
   path = Path(folder) / 'metrics.jsonl'
   content = path.read_bytes()
   path.write_bytes(content[: len(content) - draw.randrange(2, 40)] + b'\xff\x00\xfe')

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from abd_jax.damage import DAMAGES, VERSIONS, of_another_version, truncate
-from abd_jax.small_run import AIMS, DIGITS, TO_STOP, SmallRun, contents, end_of, same_end
+from abd_jax.faults.damage import DAMAGES, VERSIONS, of_another_version, truncate
+from abd_jax.faults.small_run import AIMS, DIGITS, TO_STOP, SmallRun, contents, end_of, same_end
 
 # Read by Python at its start: twice a second the clock on the wall is set, by up to an hour either way.
 _JUMPING_CLOCK = """
@@ -47,7 +47,7 @@ class Trials:
 
   def report(self):
     """What the trials have come to, as JSON says it; seconds."""
-    spread = lambda values: {  # noqa: E731
+    spread = lambda values: {
         'count': len(values), 'median': round(float(np.median(values)), 2), 'worst': round(max(values), 2)
     } if values else None
     return {

@@ -16,7 +16,7 @@ from abd_jax.data import folder
 from abd_jax.data.arrays import checked_names
 from abd_jax.errors import UserError
 from abd_jax.learner import Learner
-from abd_jax.written import place, shown
+from abd_jax.written import path_of, shown
 
 
 def define_flags(flag_values=flags.FLAGS):
@@ -44,7 +44,7 @@ def run(arguments, asked=flags.FLAGS):
     Preempted: SIGTERM came; the same command goes on.
   """
   _check(asked, arguments)
-  asked.model = str(place(asked.model, '--model='))
+  asked.model = str(path_of(asked.model, '--model='))
   settings = config_lib.given_on_command_line(DEFAULTS, asked)
   known = model_files.exists(asked.model)
   if not known and not asked.train_dir:

@@ -1,0 +1,1 @@
+"""A small run hurt in every way, behind `experiments/faults.py`."""
