@@ -72,10 +72,11 @@ def with_settings(config, settings):
   if config.inversion.generator_init != 'fresh':
     raise UserError('generator_init must be fresh: a saved model holds no generator.')
   check_head(METHODS[config.method], config.student, make_student(config.student, 1))
-  try:
-    make_generator(config.inversion.generator, (config.image_size, config.image_size, 3))
-  except ValueError as error:
-    raise UserError(f'image_size={config.image_size}: {error}.') from None
+  if METHODS[config.method].dreams and config.inversion.inversion == 'generator':
+    try:
+      make_generator(config.inversion.generator, (config.image_size, config.image_size, 3))
+    except ValueError as error:
+      raise UserError(f'image_size={config.image_size}: {error}.') from None
   return config
 
 

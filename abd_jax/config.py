@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from abd_jax import flagfiles
@@ -25,8 +26,22 @@ def _field(default, text, *, choices=None, at_least=None, above=None, identity=T
   return dataclasses.field(default=default, metadata=metadata)
 
 
+class _Plain:
+  """Flags whose values, NumPy's or in lists perhaps, are kept as those that flags have: they are hashed and written."""
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
+
+
+def _plain(value):
+  if isinstance(value, np.generic | np.ndarray):
+    value = value.tolist()
+  return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
 @dataclasses.dataclass(frozen=True)
-class Optimisation:
+class Optimisation(_Plain):
   """How the student is trained: SGD with momentum, fresh for each task."""
 
   epochs: int = _field(250, 'passes over the images of each task', at_least=1)
@@ -46,7 +61,7 @@ class Optimisation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
+class Augmentation(_Plain):
   """What happens to real training images, in this order."""
 
   resized_crop: bool = _field(False, 'a random part of 8 to 100 % of the area, its sides within 3:4, in full size')
@@ -56,7 +71,7 @@ class Augmentation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inversion:
+class Inversion(_Plain):
   """How the frozen classifier is inverted (Eq. 1-7)."""
 
   inversion: str = _field('generator', 'generator: one learns to make images; images: a set of them is optimised before'
@@ -82,7 +97,7 @@ class Inversion:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hyperparameters:
+class Hyperparameters(_Plain):
   """What the losses of the methods are weighted by."""
 
   finetune_weight: float = _field(1.0, 'of Eq. 14', at_least=0)
@@ -109,7 +124,7 @@ class Hyperparameters:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(_Plain):
   """One run: a method on a benchmark with a seed."""
 
   method: str = _field('abd', 'one or several, with commas', choices=METHODS)  # the table itself: it can grow
@@ -159,6 +174,7 @@ class Config:
   hparams: Hyperparameters = Hyperparameters()
 
   def __post_init__(self):
+    super().__post_init__()
     for leaf in leaves(self):
       _check(leaf)
     if len(set(self.seeds)) < len(self.seeds):

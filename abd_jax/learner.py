@@ -124,12 +124,14 @@ class Learner:
     """
     config, names = cls(**{'method': 'abd', **settings})._classifier.config, checked_names(class_names)
     variables = jax.tree.map(lambda array: np.array(array, np.float32), dict(variables))
+    if 'kernel' not in variables.get('params', {}).get('head', {}):
+      raise UserError('The variables have no params/head/kernel, so they are no classifier\'s.')
     rows = variables['params']['head']['kernel'].shape[-1]
     if rows < len(names):
       raise UserError(f'The head has {rows} classes, fewer than the {len(names)} class names.')
     head = jax.tree.map(lambda rows: rows[..., : len(names)], variables['params']['head'])
     variables = {**variables, 'params': {**variables['params'], 'head': head}}
-    known = Classifier(config, (names,), tuple(mean), tuple(std), variables).of_method()
+    known = Classifier(config, (names,), tuple(map(float, mean)), tuple(map(float, std)), variables).of_method()
     return cls._of(known.grown(len(names)).checked())
 
   @classmethod

@@ -5,6 +5,9 @@ import dataclasses
 import threading
 from concurrent import futures
 
+import jax
+import numpy as np
+
 from abd_jax import train
 from abd_jax.parallel import CompiledStep
 from abd_jax.programs import programs_for
@@ -72,6 +75,7 @@ class _Wish:
   step: CompiledStep
   arguments: tuple
   place: list
+  shapes: tuple
   outcome: tuple | None = None
   error: Exception | None = None
 
@@ -79,9 +83,9 @@ class _Wish:
 class Lockstep:
   """Where the threads of several runs meet.
 
-  A run that asks for a step waits until all others ask too, or have ended. Where all ask for the same one, the device
-  is called once; where they do not, as when they resume from different places, the run that is furthest behind goes
-  alone until it has caught up.
+  A run that asks for a step waits until all others ask too, or have ended. Where all ask for the same one, of arguments
+  of the same shapes, the device is called once; where they do not, as when they resume from different places, the run
+  that is furthest behind goes alone until it has caught up.
   """
 
   def __init__(self, count, stop):
@@ -105,7 +109,8 @@ class Lockstep:
     self._several[step] = step.of_several(self._count)
 
     def ask(state, place, *others):
-      return self._ask(_Wish(step, (state, place, *others), list(place[1:])))
+      shapes = tuple(map(np.shape, jax.tree.leaves(others)))  # a seed's smallest class may make a smaller batch
+      return self._ask(_Wish(step, (state, place, *others), list(place[1:]), shapes))
 
     return ask
 
@@ -142,7 +147,8 @@ class Lockstep:
     if len(self._wishes) < max(self._running, 1):
       return
     self.stop.listen()
-    same_step = len(self._wishes) == self._count and len({wish.step for wish in self._wishes}) == 1
+    alike = {(wish.step, wish.shapes) for wish in self._wishes}
+    same_step = len(self._wishes) == self._count and len(alike) == 1
     granted = self._wishes if same_step or self._failed else [min(self._wishes, key=lambda wish: wish.place)]
     self._wishes = [wish for wish in self._wishes if wish not in granted]
     try:

@@ -49,8 +49,8 @@ class Run:
   def execute(self):
     self._restore()
     last = self._config.stop_after_task or self._config.num_tasks
-    if self._record.task >= last and processes.is_first() and (self._workdir / 'results.json').exists():
-      return results_lib.Results.load(self._workdir)
+    if self._record.task >= last and processes.tell((self._workdir / 'results.json').exists()):
+      return results_lib.Results.load(self._workdir) if processes.is_first() else self._results()
     while self._record.task < last:
       task = self._record.task
       self._learn_task(task)
@@ -247,16 +247,16 @@ class Run:
           self._log.write(record.place, task=task + 1, phase=name, epoch=epoch, steps=steps, **figures)
           self._progress.epoch(record.step, figures)
           recent = []
-        stop = processes.on_any(self._stop.received)
-        if stop or self._checkpoints.due:
+        # Asked of all processes at once: each has a clock of its own, and to save they all meet.
+        if processes.on_any(self._stop.received or self._checkpoints.due):
           clock()
           check_finite(recent, task, name)
           self._save()
-          self._stop_if_asked(stop)
+          self._stop_if_asked()
 
-  def _stop_if_asked(self, stop=None):
+  def _stop_if_asked(self):
     """Ends the run, saved as it is, when SIGTERM has come."""
-    if processes.on_any(self._stop.received) if stop is None else stop:
+    if processes.on_any(self._stop.received):
       self._checkpoints.wait()
       self._progress.say('Told to stop: saved. The same command goes on from here.')
       raise Preempted

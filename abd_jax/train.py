@@ -16,7 +16,7 @@ from abd_jax.metrics_log import MetricsLog
 from abd_jax.models import generator_for, make_generator
 from abd_jax.networks import check_head, networks_for
 from abd_jax.parallel import devices
-from abd_jax.programs import programs_for
+from abd_jax.programs import inversion_batch, programs_for
 from abd_jax.progress import Progress
 from abd_jax.stopping import StopSignal
 from abd_jax.task_loop import Run
@@ -117,6 +117,13 @@ def check(config, dataset):
     raise UserError(
         f'--batch_size={config.optimisation.batch_size} cannot be split evenly over {len(devices())} devices.'
     )
+  if method.dreams and config.parallel == 'pmap' and inversion_batch(config) % len(devices()):
+    raise UserError(
+        f'--inversion_batch_size={inversion_batch(config)} cannot be split evenly over {len(devices())} devices.'
+    )
+  images_of = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
+  if empty := [dataset.class_names[label] for label in tasks.order if not images_of[label]]:
+    raise UserError(f'{dataset.name} has no training image of {", ".join(empty)}: leave that class out, or add some.')
   Streams(tasks, method, config.memory, config.seed).check(config.optimisation.batch_size, len(devices()))
   if not all(tasks.test_sizes()):
     raise UserError(f'{dataset.name} has no test images of task {int(np.argmin(tasks.test_sizes())) + 1}.')

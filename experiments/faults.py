@@ -3,7 +3,8 @@
   python experiments/faults.py --workdir=faults --json=faults.json
 
 Fifteen to thirty minutes on two cores. Every run is a process of its own and writes below --workdir, which must not
-exist; `abd_jax/faults/trials.py` says what is done to it and what counts as survived. Ends with status 1 where one did not.
+exist; `abd_jax/faults/trials.py` says what is done to it and what counts as survived. Ends with status 1 where one
+did not.
 """
 
 import json

@@ -1,5 +1,6 @@
 """What users get wrong at the prompt, and the sentence that each is refused with before any training."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -96,6 +97,31 @@ def test_values_from_python(values, sentence):
 def test_flags_that_the_data_set_contradicts(values, sentence):
   values = {'batch_size': 2, 'num_tasks': 5, 'student': 'resnet8', **values}
   refused(lambda: train.check(config.with_values(config.Config(), values), coloured(10)), sentence, '')
+
+
+@pytest.mark.parametrize('values, sentence', [
+    ({'batch_size': 6}, '--batch_size=6 cannot be split evenly over 4 devices.'),
+    (
+      {'batch_size': 4, 'parallel': 'pmap', 'inversion_batch_size': 6},
+      '--inversion_batch_size=6 cannot be split evenly over 4 devices.',
+    ),
+])
+def test_batches_that_several_devices_cannot_share(values, sentence, monkeypatch):
+  monkeypatch.setattr(train, 'devices', lambda: 4 * [None])
+  values = {'num_tasks': 5, 'student': 'resnet8', **values}
+  refused(lambda: train.check(config.with_values(config.Config(), values), coloured(10)), sentence, '')
+
+
+def test_a_class_without_images_to_learn_it_from():
+  dataset = coloured()
+  kept = dataset.train_labels != 2
+  dataset = dataclasses.replace(
+      dataset, train_images=dataset.train_images[kept], train_labels=dataset.train_labels[kept]
+  )
+  values = config.with_values(config.Config(), {'batch_size': 2, 'num_tasks': 2, 'student': 'resnet8'})
+  refused(
+    lambda: train.check(values, dataset), 'coloured has no training image of c: leave that class out, or add some.', ''
+  )
 
 
 def test_a_method_that_does_not_dream_takes_images_of_any_size():

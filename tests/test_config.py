@@ -1,7 +1,9 @@
 """Flags and configs are one thing said in two ways."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -70,6 +72,18 @@ def with_everything_changed():
     else:
       changes[leaf.name] = leaf.value + 1
   return config.with_values(Config(), {**changes, 'stop_after_task': 2})
+
+
+def test_values_of_numpy_and_lists_are_kept_as_those_of_flags():
+  told = config.with_values(Config(), {
+      'decay_at': [1, np.int32(2)], 'seeds': np.arange(2), 'seed': np.int64(1), 'learning_rate': np.float32(0.5),
+      'flip': np.bool_(False),
+  })
+  meant = config.with_values(Config(), {
+      'decay_at': (1, 2), 'seeds': (0, 1), 'seed': 1, 'learning_rate': 0.5, 'flip': False,
+  })
+  assert told == meant and hash(told) == hash(meant) and json.dumps(config.as_dict(told))
+  assert config.Optimisation(decay_at=[1]).decay_at == (1,)
 
 
 def test_what_makes_another_run_and_what_does_not():

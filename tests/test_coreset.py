@@ -71,6 +71,8 @@ def test_what_is_held_out_is_as_much_of_every_class():
   np.testing.assert_array_equal(np.flatnonzero(coreset.held_out(labels, 25, 2, 0.1)), [0, 13, 25, 26])
   # Over three past classes 2 / 3 rounds to none.
   assert not coreset.held_out(labels, 25, 3, 0.1).any()
+  # A fifth is 5, 2 for each of two past classes: of classes 2 and 3, which have two images, one is left to learn from.
+  np.testing.assert_array_equal(np.flatnonzero(coreset.held_out(labels, 25, 2, 0.2)), [0, 1, 13, 14, 25, 26])
 
 
 def tasks_of(per_class=20, num_tasks=3, classes=6):

@@ -256,6 +256,12 @@ def test_another_method_drops_what_dream_kept_and_dream_does_not_go_on_without(t
   variables = plain.classifier.variables
   with pytest.raises(UserError, match='these classes were learned otherwise: choose another method'):
     Learner.from_variables(variables, plain.class_names, (0.5,) * 3, (0.2,) * 3, **TINY | dict(method='dream'))
+  headless = {**variables, 'params': {name: leaf for name, leaf in variables['params'].items() if name != 'head'}}
+  with pytest.raises(UserError, match='have no params/head/kernel'):
+    Learner.from_variables(headless, plain.class_names, (0.5,) * 3, (0.2,) * 3, **TINY)
+  of_arrays = Learner.from_variables(variables, plain.class_names, *np.full((2, 3), 0.5, np.float32), **TINY)
+  of_arrays.save(tmp_path / 'of_arrays')
+  assert Learner.load(tmp_path / 'of_arrays').classifier.std == (0.5,) * 3
 
 
 def test_a_batch_larger_than_the_lesson_is_reduced_and_that_is_said(capsys):
@@ -319,6 +325,11 @@ def test_what_cannot_be_learned_is_refused_before_any_training(taught, monkeypat
 def test_settings_out_of_range_are_refused(settings, sentence):
   with pytest.raises(UserError, match=sentence):
     Learner(**settings)
+
+
+@pytest.mark.parametrize('settings', [dict(method='base'), dict(method='abd', inversion='images')])
+def test_images_that_no_generator_makes_are_for_those_that_need_none(settings):
+  assert Learner(image_size=30, student='resnet8', **settings).classifier.config.image_size == 30
 
 
 def test_a_model_that_knows_nothing_is_saved_but_asked_nothing(tmp_path):

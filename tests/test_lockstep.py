@@ -149,13 +149,13 @@ class _Counting:
   def __init__(self, name, log):
     self.name, self._log = name, log
 
-  def __call__(self, who, place):
+  def __call__(self, who, place, batch):
     self._log.append((self.name, who))
     return (self.name, who)
 
   def of_several(self, count):
-    def together(whos, places):
-      del places
+    def together(whos, places, batches):
+      del places, batches
       assert len(whos) == count
       self._log.append((self.name, whos))
       return tuple((self.name, who) for who in whos)
@@ -164,15 +164,15 @@ class _Counting:
 
 
 def _meet(*plans):
-  """Runs that ask for steps [(name, place)] in threads of their own; what was called, in order."""
+  """Runs that ask for steps [(name, place, size of a batch)] in threads of their own; what was called, in order."""
   log = []
   meeting = lockstep.Lockstep(len(plans), SimpleNamespace(received=False, after=None))
   steps = {name: meeting._shared(_Counting(name, log)) for name in ('invert', 'learn')}
 
   def one(who, plan):
     with meeting.taking_part():
-      for name, place in plan:
-        assert steps[name](who, (0, *place)) == (name, who)
+      for name, place, *size in plan:
+        assert steps[name](who, (0, *place), np.zeros(size)) == (name, who)
 
   threads = [threading.Thread(target=one, args=run) for run in enumerate(plans)]
   for thread in threads:
@@ -192,6 +192,12 @@ def test_the_one_behind_goes_alone_until_it_has_caught_up():
 def test_one_that_has_ended_is_not_waited_for():
   short, long = [('learn', (0, 16, 0))], [('learn', (0, 16, 0)), ('learn', (0, 16, 1))]
   assert _meet(short, long) == [('learn', (0, 1)), ('learn', 1)]
+
+
+def test_batches_of_two_sizes_are_no_one_program():
+  twelve = [('learn', (1, 17, 0), 12), ('learn', (1, 18, 0), 8)]
+  sixteen = [('learn', (1, 17, 0), 16), ('learn', (1, 18, 0), 8)]
+  assert _meet(twelve, sixteen) == [('learn', 0), ('learn', 1), ('learn', (0, 1))]
 
 
 # What they run

@@ -76,6 +76,40 @@ def test_two_processes_stop_together_resume_and_end_where_one_ends(tmp_path):
   assert '--distributed=\n' in (workdirs[0] / 'flags.txt').read_text()
 
 
+# A run whose processes find at other steps that it is time for a checkpoint: their clocks are their own.
+UNLIKE_CLOCKS = """
+import runpy, sys
+from abd_jax.checkpoint import Checkpoints
+asked, late = [], int(sys.argv.pop(1))
+Checkpoints.due = property(lambda self: asked.append(0) or len(asked) % 5 == late)
+sys.argv[0] = 'experiments/digits.py'
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+
+
+def test_processes_of_unlike_clocks_save_together_and_a_finished_run_is_read_by_all(tmp_path):
+  flags = ['--method=base', '--student=resnet8', '--stop_after_task=1', '--epochs=2', '--decay_at=', '--batch_size=128',
+           f'--workdir={tmp_path / "run"}']
+
+  def run():
+    address = meeting_place()
+    return finish([
+        subprocess.Popen(
+            [sys.executable, '-c', UNLIKE_CLOCKS, str(i), *flags, f'--distributed={address},2,{i}'],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'},
+        )
+        for i in range(2)
+    ])
+
+  codes, _, errors = run()
+  assert codes == [0, 0], errors
+  kept = (tmp_path / 'run' / 'results.json').read_bytes()
+  codes, said, errors = run()
+  assert codes == [0, 0] and 'steps/s' not in said[0], errors
+  assert (tmp_path / 'run' / 'results.json').read_bytes() == kept
+
+
 @pytest.mark.parametrize('told', [0, 1])
 def test_a_process_told_to_stop_while_all_compile_ends_all(told):
   address = meeting_place()

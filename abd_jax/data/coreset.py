@@ -100,10 +100,12 @@ def held_out(labels, num_kept, past, share):
     labels: i32[M], of the coreset and then of the new task's images.
     num_kept: how many of them are the coreset's.
     past: number of classes of the earlier tasks.
-    share: of the coreset; each class gives what falls on one of the past classes, rounded down twice.
+    share: of the coreset; each class gives what falls on one of the past classes, rounded down twice. A class of no
+      more images than that gives all but one, which is left to learn it from.
   """
   each = int(share * num_kept) // past
   out = np.zeros(len(labels), bool)
   for k in np.unique(labels):
-    out[np.flatnonzero(labels == k)[:each]] = True
+    rows = np.flatnonzero(labels == k)
+    out[rows[: min(each, len(rows) - 1)]] = True
   return out
