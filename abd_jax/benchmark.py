@@ -5,7 +5,6 @@ Steps are timed as a run makes them, augmentation and sampling included, on imag
 
 import contextlib
 import dataclasses
-import json
 import statistics
 import subprocess
 import sys
@@ -349,21 +348,3 @@ def markdown_table(found):
       f' compiled in {found["compile_seconds"]:.0f} s; at most {found["peak_memory_bytes"] / 1e9:.2f} GB.'
   )
   return head + '\n\n' + ''.join(f'| {line} |\n' for line in lines)
-
-
-def check_place(path):
-  """Makes sure, before minutes go into it, that `save` can write to `path`; '' is nowhere.
-
-  Raises:
-    UserError: it cannot.
-  """
-  try:
-    if path:
-      open(path, 'a').close()
-  except OSError as error:
-    raise UserError(f'--json={path} cannot be written: {error.strerror}.') from None
-
-
-def save(found, path):
-  with open(path, 'w') as file:
-    file.write(json.dumps(found, indent=1) + '\n')

@@ -124,7 +124,8 @@ class Checkpoints:
       (record, states), or None when nothing was ever saved.
 
     Raises:
-      UserError: there are checkpoints, and none can be read; or the newest is of a version that keeps something else.
+      UserError: there are checkpoints, and none can be read; or the newest is of a version that keeps something else,
+        or `like` refuses it.
     """
     found = processes.on_first(lambda: self._read(like))
     record = processes.tell(found and found[0])
@@ -148,6 +149,8 @@ class Checkpoints:
         continue
       try:
         return record, _shaped(arrays, flax.serialization.to_state_dict(like(record)))
+      except UserError:
+        raise
       except (ValueError, KeyError) as error:  # the one before is whole too, but to go on from there would undo work
         raise UserError(
             f'Checkpoint {number} in {self._manager.directory} was written by another version of abd_jax ({error}): go'

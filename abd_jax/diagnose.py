@@ -41,7 +41,7 @@ from absl import flags
 
 from abd_jax import diagnostics, figures, stored_images
 from abd_jax.errors import UserError
-from abd_jax.files import write_whole
+from abd_jax.files import write_whole, writing
 from abd_jax.finished import read_run, synthetic_images
 from abd_jax.methods.interface import OWN
 from abd_jax.metrics_log import inversion_terms
@@ -221,6 +221,8 @@ def _diagnose_all(arguments):
     raise UserError('An argument is needed: python -m abd_jax.diagnose RUN_DIR...')
   for folder in [folder for path in arguments for folder in runs_below(path)]:
     run = read_run(folder, flags.FLAGS.data_dir)
+    with writing(folder):  # before the work
+      (run.workdir / 'diagnostics').mkdir(exist_ok=True)
     said, picture = diagnose(run, flags.FLAGS.images, flags.FLAGS.audit)
     if flags.FLAGS.stored:
       said['stored_images'] = stored_images.search(run)

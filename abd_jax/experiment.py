@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import io
 import itertools
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def runs_of(config):
 def start(define, do):
   """Parses the command line with the flags that `define()` defines; calls `do` with the arguments that are no flags.
 
-  Exit status 2 after a sentence for what the user can mend, 75 when told to stop and resumable.
+  Exit status 2 after a sentence for what the user can mend, 75 when told to stop and resumable, 130 after Ctrl-C.
   """
 
   def parse(arguments):
@@ -55,10 +57,20 @@ def start(define, do):
     # Orbax and absl announce each checkpoint, and what they raise besides: a run says both itself.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger('orbax').setLevel(logging.CRITICAL)
+    for stream in (sys.stdout, sys.stderr):
+      if isinstance(stream, io.TextIOWrapper):  # names of classes and files, in whatever encoding
+        stream.reconfigure(errors='backslashreplace')
     try:
       do(arguments[1:])
+      sys.stdout.flush()
     except UserError as error:
       _refuse(error)
+    except BrokenPipeError:  # of `| head`
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      sys.exit(1)
+    except KeyboardInterrupt:
+      print('Interrupted. A run goes on from its last checkpoint when its command is given again.', file=sys.stderr)
+      sys.exit(130)
 
   app.run(main, flags_parser=parse)
 

@@ -1,13 +1,13 @@
 """A classifier as a program that needs no abd_jax: StableHLO with its weights, through `jax.export`."""
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from abd_jax.errors import UserError
+from abd_jax.files import writing
 from abd_jax.models import convolution
+from abd_jax.written import path_of
 
 PROGRAM = 'predict.stablehlo'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -38,10 +38,20 @@ def export(networks, variables, class_names, path):
   with convolution.portable():
     exported = jax.export.export(jax.jit(predict), platforms=PLATFORMS)(jax.ShapeDtypeStruct(shape, jnp.uint8))
   said = {'classes': class_names, 'input': ['batch', *networks.image_shape], 'type': 'uint8', 'platforms': PLATFORMS}
-  path = Path(path)
-  try:
-    path.mkdir(parents=True, exist_ok=True)
+  path = check_writable(path)
+  with writing(path):
     (path / PROGRAM).write_bytes(exported.serialize())
     (path / 'classes.json').write_text(json.dumps(said, indent=1) + '\n')
-  except OSError as error:
-    raise UserError(f'{path} cannot be written: {error.strerror}.') from None
+
+
+def check_writable(path):
+  """The directory of a program, made where it is not there.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  path = path_of(path)
+  with writing(path):
+    path.mkdir(parents=True, exist_ok=True)
+    (path / PROGRAM).open('ab').close()
+  return path

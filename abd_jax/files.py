@@ -1,10 +1,12 @@
-"""Files that are written whole or not at all, and what is said where the disk refuses."""
+"""Files that are written whole or not at all, what is said where the disk refuses, and locks."""
 
 import contextlib
+import fcntl
 import os
 from pathlib import Path
 
 from abd_jax.errors import UserError
+from abd_jax.written import path_of
 
 
 @contextlib.contextmanager
@@ -37,3 +39,45 @@ def write_whole(path, text):
     except OSError:
       partial.unlink(missing_ok=True)
       raise
+
+
+def check_writable(path, flag):
+  """Makes sure, before minutes go into it, that a file can be written; nothing where there is no path.
+
+  Args:
+    path: of the file, `~` being the home directory, or ''.
+    flag: '--name=' that it came by.
+
+  Returns:
+    The path, or None.
+
+  Raises:
+    UserError: it cannot.
+  """
+  if not path:
+    return None
+  path = path_of(path, flag)
+  try:
+    path.open('a').close()
+  except OSError as error:
+    raise UserError(f'{flag}{path} cannot be written: {error.strerror}.') from None
+  return path
+
+
+@contextlib.contextmanager
+def held(lock, refusal):
+  """Keeps other processes from what a lock file stands for while entered; it goes with the process, whatever ends it.
+
+  Args:
+    lock: path of a file in a folder that is there.
+    refusal: the sentence for the one that comes second.
+
+  Raises:
+    UserError: another has it.
+  """
+  with Path(lock).open('a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise UserError(refusal) from None
+    yield

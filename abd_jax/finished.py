@@ -1,10 +1,13 @@
 """What a finished run has left: its classifier, the teacher and the generator of its last task, its data."""
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
 
+import flax
+import jax
 import numpy as np
 
 from abd_jax import checkpoint, states
@@ -18,6 +21,7 @@ from abd_jax.networks import networks_for
 from abd_jax.parallel import compile_step
 from abd_jax.programs import EVAL_BATCH, synthesis
 from abd_jax.results import Results
+from abd_jax.written import path_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,7 @@ def read_run(workdir, data_dir=''):
   Raises:
     UserError: there is no finished run of two tasks or more.
   """
-  workdir = Path(workdir).expanduser()
+  workdir = path_of(workdir)
   results = Results.load(workdir / 'results.json')
   config = config_lib.from_flagfile(workdir / 'flags.txt')
   last = len(results.accuracy_after_task) - 1
@@ -86,7 +90,10 @@ def read_run(workdir, data_dir=''):
   if (end[0]['task'], end[0]['phase'], end[0]['step']) != (last + 1, 0, 0):
     raise UserError(f'{workdir} holds a run that goes on beyond its results.json: let it finish first.')
   dataset = load(config.dataset, data_dir or config.data_dir, config.verify_checksum)
+  if end[0].get('data', dataset.digest) != dataset.digest:
+    raise UserError(f'{workdir} learned from another {dataset.name} than the one that is there now.')
   tasks = TaskSequence.of(config, dataset)
+  _check_network(workdir, end[1]['student'], networks_for(config, tasks, dataset))
   frozen = lambda state: states.TeacherState(state['params'], state['batch_stats'])
   generator = during.get('generator')
   if generator is not None and config.inversion.inversion == 'images':
@@ -97,6 +104,17 @@ def read_run(workdir, data_dir=''):
   teacher = frozen(during['teacher']) if during else None
   student = frozen(end[1]['student'])
   return FinishedRun(config, results.config, workdir, dataset, tasks, last, student, teacher, generator, lines)
+
+
+def _check_network(workdir, student, networks):
+  """Refuses a checkpoint whose weights are not of the network that the flags name."""
+  init = functools.partial(networks.classifier.init, train=False)
+  like = jax.eval_shape(init, jax.random.key(0), np.zeros((1, *networks.image_shape), np.float32))
+  shapes = lambda tree: {'/'.join(path): leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}
+  for part in ('params', 'batch_stats'):
+    found, named = shapes(student[part]), shapes(like[part])
+    if any(found.get(name) != shape for name, shape in named.items()):
+      raise UserError(f'{workdir}: flags.txt names --student={networks.student}, and the checkpoints hold another.')
 
 
 def synthetic_images(run, count):

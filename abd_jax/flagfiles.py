@@ -26,6 +26,8 @@ def check(arguments, within=()):
       raise UserError(f'The flagfile {shown(path)} cannot be read: {error.strerror}.') from None
     except UnicodeDecodeError:
       raise UserError(f'{shown(path)} is not a flagfile: it is not UTF-8 text.') from None
+    if lines and lines[0].startswith('\ufeff'):  # absl would take it for part of the first flag
+      raise UserError(f'{shown(path)} begins with a byte order mark: save it as UTF-8 without one.')
     check([line.strip() for line in lines], (*within, found))
 
 

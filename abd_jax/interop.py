@@ -11,7 +11,6 @@ import re
 import struct
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -23,6 +22,7 @@ from abd_jax.learner import Learner
 from abd_jax.models import STUDENTS, make_student
 from abd_jax.models.generator import Generator
 from abd_jax.models.resnet import ResNet
+from abd_jax.written import path_of
 
 
 def _conv(weight_OIHW):
@@ -119,7 +119,7 @@ def read_arrays(path):
   Raises:
     UserError: it cannot be read as one, or PyTorch is missing.
   """
-  path = Path(path)
+  path = path_of(path)
   readers = {
       '.pth': _read_torch, '.pt': _read_torch, '.safetensors': _read_safetensors,
       '.npz': lambda path: npz.read(path, path),
@@ -208,10 +208,10 @@ def _import(arguments):
   checkpoint, path = arguments
   asked = flags.FLAGS
   weights = read_arrays(checkpoint)
-  names = [f'class{i}' for i in range(len(weights.get('last.bias', ())))]
+  names = [f'class{i}' for i in range(np.size(weights.get('last.bias', ())))]
   if asked.class_names:
     try:
-      names = Path(asked.class_names).read_text().splitlines()
+      names = path_of(asked.class_names, '--class_names=').read_text('utf-8-sig').rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
       raise UserError(f'--class_names={asked.class_names} cannot be read: {error}.') from None
   seen = asked.seen or len(names)

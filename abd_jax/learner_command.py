@@ -10,13 +10,16 @@ import numpy as np
 from absl import flags
 
 from abd_jax import config as config_lib
-from abd_jax import model_files
+from abd_jax import export, model_files
 from abd_jax.classifier import DEFAULTS, setting_names
 from abd_jax.data import folder
 from abd_jax.data.arrays import checked_names
-from abd_jax.errors import UserError
+from abd_jax.errors import AnotherRun, UserError
+from abd_jax.files import held, writing
 from abd_jax.learner import Learner
 from abd_jax.written import path_of, shown
+
+_LOCK = '.lesson'
 
 
 def define_flags(flag_values=flags.FLAGS):
@@ -46,20 +49,65 @@ def run(arguments, asked=flags.FLAGS):
   _check(asked, arguments)
   asked.model = str(path_of(asked.model, '--model='))
   settings = config_lib.given_on_command_line(DEFAULTS, asked)
-  known = model_files.exists(asked.model)
-  if not known and not asked.train_dir:
+  if not model_files.exists(asked.model) and not asked.train_dir:
     raise UserError(f'--model={asked.model} holds no model yet: the first call needs --train_dir.')
-  model = Learner.load(asked.model, **settings) if known else Learner(**settings)
   # Standard output is for the predictions.
   with contextlib.redirect_stdout(sys.stderr) if asked.json else contextlib.nullcontext():
-    if asked.train_dir:
-      _learn(model, asked)
-    if asked.test_dir:
-      _evaluate(model, asked)
-  if asked.predict:
-    _predict(model, [asked.predict, *arguments], asked)
+    with _lesson(asked) as lesson:
+      model = Learner.load(asked.model, **settings) if model_files.exists(asked.model) else Learner(**settings)
+      # All that is asked for is looked for before anything is learned.
+      new = folder.class_files(asked.train_dir) if asked.train_dir else {}
+      names = checked_names(new, model.class_names) if new else ()
+      tests = folder.class_files(asked.test_dir) if asked.test_dir else {}
+      if unknown := [name for name in tests if name not in (*model.class_names, *names)]:
+        raise UserError(f'{Path(asked.test_dir) / unknown[0]} is of a class that {asked.model} does not know.')
+      pictures = [file for path in (asked.predict, *arguments) if path for file in folder.files_below(path)]
+      if asked.export:
+        export.check_writable(asked.export)
+      if new:
+        _learn(model, new, names, lesson, asked)
+    if tests:
+      _evaluate(model, tests, asked)
+  if pictures:
+    _predict(model, pictures, asked)
   if asked.export:
     model.export(asked.export)
+
+
+@contextlib.contextmanager
+def _lesson(asked):
+  """The folder of this call's lesson, no other process's meanwhile; None without --train_dir.
+
+  It lies beside the model, which holds no images: it has pictures of what the generator makes.
+
+  Raises:
+    UserError: another process teaches this model, or the folder holds something else.
+  """
+  if not asked.train_dir:
+    yield None
+    return
+  lesson = Path(asked.model).resolve()
+  lesson = lesson.with_name(f'{lesson.name}.lesson')
+  with writing(lesson):
+    lesson.mkdir(parents=True, exist_ok=True)
+    begun = _is_begun(lesson)
+  images = path_of(asked.train_dir, '--train_dir=').resolve()
+  if lesson in (images, *images.parents) or (not begun and {entry.name for entry in lesson.iterdir()} - {_LOCK}):
+    raise UserError(f'{lesson} is where lessons of {asked.model} are kept, and holds something else: move it away.')
+  with held(lesson / _LOCK, f'--model={asked.model} is in use by another lesson: wait for its end.'):
+    try:
+      yield lesson
+    except BaseException:
+      if not _is_begun(lesson):
+        shutil.rmtree(lesson)
+      raise
+    shutil.rmtree(lesson)
+
+
+def _is_begun(lesson):
+  """Whether the folder has a lesson that was stopped."""
+  flags_file = lesson / 'flags.txt'
+  return flags_file.exists() and config_lib.from_flagfile(flags_file).dataset.startswith('images:')
 
 
 def _check(asked, arguments):
@@ -101,34 +149,29 @@ def _read_classes(path, names, files, model, asked):
   return images, labels
 
 
-def _learn(model, asked):
-  files = folder.class_files(asked.train_dir)
-  names = checked_names(files, model.class_names)
+def _learn(model, files, names, lesson, asked):
   model_files.check_writable(asked.model)
   images, labels = _read_classes(asked.train_dir, names, files, model, asked)
   print(f'{asked.train_dir}: {len(images)} images of {len(names)} new classes, {", ".join(names)}.', flush=True)
-  # Beside the model, which holds no images: the lesson's folder has pictures of what the generator makes.
-  lesson = Path(asked.model).resolve()
-  lesson = lesson.with_name(f'{lesson.name}.lesson')
-  model.learn(images, labels, names, workdir=lesson)
+  try:
+    model.learn(images, labels, names, workdir=lesson)
+  except AnotherRun:
+    raise UserError(
+        f'{lesson} holds a lesson of other images or settings that was stopped: give its command again to go on with'
+        ' it, or delete the folder.'
+    ) from None
   model.save(asked.model)
-  shutil.rmtree(lesson)
   print(f'{asked.model} knows {len(model.class_names)} classes now, and needs {asked.train_dir} no more.', flush=True)
 
 
-def _evaluate(model, asked):
-  files = folder.class_files(asked.test_dir)
-  unknown = [name for name in files if name not in model.class_names]
-  if unknown:
-    raise UserError(f'{Path(asked.test_dir) / unknown[0]} is of a class that {asked.model} does not know.')
+def _evaluate(model, files, asked):
   found = model.evaluate(*_read_classes(asked.test_dir, list(files), files, model, asked))
   for name, accuracy in found.accuracy_by_class.items():
     print(f'{name}: {accuracy:.1f} %')
   print(f'{found.accuracy:.2f} % of {found.num_images} images are named rightly.', flush=True)
 
 
-def _predict(model, paths, asked):
-  files = [file for path in paths for file in folder.files_below(path)]
+def _predict(model, files, asked):
   images, readable = _read(files, model, asked)
   files = [str(file) for file, kept in zip(files, readable, strict=True) if kept]
   found = model.predict(images)

@@ -9,13 +9,12 @@ import io
 import json
 import os
 import re
-from pathlib import Path
 
 import numpy as np
 
 from abd_jax import npz
 from abd_jax.errors import UserError
-from abd_jax.written import shown
+from abd_jax.written import path_of, shown
 
 DESCRIPTION = 'model.json'
 _FORMAT = 1
@@ -24,7 +23,7 @@ _WEIGHTS = 'weights-*.npz'
 
 def exists(path):
   """Whether the directory holds a saved model."""
-  return (Path(path) / DESCRIPTION).is_file()
+  return (path_of(path) / DESCRIPTION).is_file()
 
 
 def check_writable(path):
@@ -33,7 +32,7 @@ def check_writable(path):
   Raises:
     UserError: it cannot be written, or holds something else.
   """
-  path = Path(path)
+  path = path_of(path)
   try:
     path.mkdir(parents=True, exist_ok=True)
     ours = {*path.glob(_WEIGHTS), *path.glob('*.partial')}  # what a save that was killed leaves
@@ -59,7 +58,7 @@ def write(path, description, arrays):
     UserError: the directory cannot be written, or holds something else.
   """
   check_writable(path)
-  path = Path(path)
+  path = path_of(path)
   content = io.BytesIO()
   np.savez(content, **arrays)
   digest = hashlib.sha256(content.getbuffer()).hexdigest()
@@ -90,7 +89,7 @@ def read(path):
   Raises:
     UserError: there is none, it is damaged, or of a later version.
   """
-  path = Path(path)
+  path = path_of(path)
   while True:
     description = _read_description(path)
     weights = path / description['weights']

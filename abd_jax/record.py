@@ -16,7 +16,8 @@ class Record:
   """What a checkpoint says in JSON.
 
   `phase` counts the inversion and the method's phases within a task, `step` within a phase; `rollbacks` how often
-  training was taken back to a checkpoint, to go on with other draws; `by_task` what each task has taken.
+  training was taken back to a checkpoint, to go on with other draws; `by_task` what each task has taken; `data` is the
+  `digest` of the data set.
   """
 
   task: int = 0
@@ -32,6 +33,7 @@ class Record:
   synthetic_confidence: list = dataclasses.field(default_factory=list)
   rollbacks: int = 0
   by_task: list = dataclasses.field(default_factory=list)
+  data: str = ''
 
   @classmethod
   def read(cls, said):

@@ -15,7 +15,7 @@ from abd_jax.calls import Call, check_finite, means
 from abd_jax.data import coreset
 from abd_jax.data.feed import feed
 from abd_jax.data.streams import Streams
-from abd_jax.errors import NotFinite
+from abd_jax.errors import AnotherRun, NotFinite
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import OWN, Learned, Reads
 from abd_jax.parallel import put
@@ -41,7 +41,7 @@ class Run:
     self._method = METHODS[config.method]
     self._streams = Streams(tasks, self._method, config.memory, config.seed)
     self._coreset = coreset.empty(self._streams.memory, tasks.image_shape) if self._method.coreset else None
-    self._record = Record()
+    self._record = Record(data=dataset.digest)
     self._student = self._teacher = self._before = self._generator = None
     self._kept = None  # the place of the last checkpoint
     self._counted_at = time.monotonic()
@@ -332,14 +332,29 @@ class Run:
     self._counted_at = now
 
   def _restore(self):
-    """Goes to the latest checkpoint, where there is one."""
+    """Goes to the latest checkpoint, where there is one.
+
+    Raises:
+      AnotherRun: it is of a run on other data.
+    """
     place = self._place(0, 0)
     shapes = {'student': jax.eval_shape(self._programs.init_student, place)}
     shapes['teacher'] = shapes['before'] = states.TeacherState(shapes['student'].params, shapes['student'].batch_stats)
     shapes['coreset'] = self._coreset
     if self._method.dreams:
       shapes['generator'] = jax.eval_shape(self._programs.init_generator, place)
-    saved = self._checkpoints.restore(lambda record: {name: shapes[name] for name in Record.read(record).holds})
+    ours = self._record.data
+
+    def like(record):
+      record = Record.read(record)
+      if record.data not in ('', ours):  # an earlier version did not say
+        raise AnotherRun(
+            f'{self._workdir} holds a run that began with another {self._dataset.name}: choose another --workdir, or'
+            ' delete it.'
+        )
+      return {name: shapes[name] for name in record.holds}
+
+    saved = self._checkpoints.restore(like)
     if saved is not None:
       self._record = Record.read(saved[0])
       self._coreset = saved[1].pop('coreset', None)  # which stays with the host

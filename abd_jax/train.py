@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from abd_jax.stopping import StopSignal
 from abd_jax.task_loop import Run
 from abd_jax.tensorboard import EventFiles
 from abd_jax.workdir import check_workdir, claim_workdir, hold_workdir
+from abd_jax.written import path_of
 
 
 def run(config, workdir, dataset=None, stop=None, programs=None):
@@ -75,7 +75,7 @@ def learn_task(config, workdir, dataset, tasks, task, student, stop=None):
 @contextlib.contextmanager
 def _opened(config, workdir, dataset, tasks, stop, label, num_tasks, programs=None):
   """A `Run` in a workdir that is its own, with what has to be closed after it."""
-  workdir = Path(workdir)
+  workdir = path_of(workdir)
   with (
       contextlib.ExitStack() as held,
       contextlib.nullcontext(stop) if stop else StopSignal() as stop,

@@ -1,30 +1,19 @@
 """The folder that a run writes into: that it can, that it is its own, and that what stands there is whole."""
 
-import contextlib
-import fcntl
 from pathlib import Path
 
 from abd_jax import config as config_lib
-from abd_jax.errors import UserError
-from abd_jax.files import write_whole
+from abd_jax.errors import AnotherRun, UserError
+from abd_jax.files import held, write_whole
 
 # Held by a run for as long as it lasts.
 _LOCK = '.lock'
 
 
-@contextlib.contextmanager
 def hold_workdir(workdir):
-  """Keeps other runs out of an existing workdir while entered; the lock goes with the process, whatever ends it.
-
-  Raises:
-    UserError: another run has it.
-  """
-  with (Path(workdir) / _LOCK).open('a') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise UserError(f'--workdir={workdir} is in use by another run: wait for its end, or choose another.') from None
-    yield
+  """Keeps other runs out of an existing workdir while entered, as `files.held`."""
+  refusal = f'--workdir={workdir} is in use by another run: wait for its end, or choose another.'
+  return held(Path(workdir) / _LOCK, refusal)
 
 
 def claim_workdir(config, workdir):
@@ -37,7 +26,8 @@ def check_workdir(config, workdir):
   """Makes sure that the workdir can be this config's; creates it where it is not there.
 
   Raises:
-    UserError: the workdir cannot be written, holds another run, or holds any run and --resume=never.
+    AnotherRun: the workdir holds another run.
+    UserError: it cannot be written, or holds any run and --resume=never.
   """
   workdir = Path(workdir)
   flags_file = workdir / 'flags.txt'
@@ -54,7 +44,7 @@ def check_workdir(config, workdir):
     name = config_lib.differing_flag(config, theirs := config_lib.from_flagfile(flags_file))
     if name:
       values = [config_lib.as_dict(c)[name] for c in (theirs, config)]
-      raise UserError(
+      raise AnotherRun(
           f'--workdir={workdir} holds a run with --{name}={values[0]}, not {values[1]}: choose another, or delete it.'
       )
   elif (workdir / 'checkpoints').exists():

@@ -1,7 +1,9 @@
 """Texts and paths as users write them, or as their disks have them."""
 
+import errno
 import numbers
 import os
+import stat
 import unicodedata
 from pathlib import Path
 
@@ -70,7 +72,8 @@ def path_of(text, flag=''):
   """
   try:
     path = Path(text).expanduser()
-    os.stat(path)
+    if stat.S_ISDIR(os.stat(path).st_mode) and not os.access(path, os.R_OK | os.X_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
   except (FileNotFoundError, NotADirectoryError):
     pass
   except OSError as error:

@@ -5,9 +5,12 @@
   python experiments/benchmark.py --against=AlwaysBeDreaming-DFCIL     # a checkout; needs PyTorch
 """
 
+import json
+
 from absl import flags
 
 from abd_jax import benchmark, config, experiment
+from abd_jax.files import check_writable, write_whole
 
 JSON = flags.DEFINE_string('json', '', 'where the figures go')
 AGAINST = flags.DEFINE_string('against', '', 'a checkout of the authors\' PyTorch code, to be timed in turn')
@@ -16,11 +19,11 @@ SECONDS = flags.DEFINE_float('seconds', 2.0, 'how long each of them is measured'
 
 
 def main(settings):
-  benchmark.check_place(JSON.value)
+  place = check_writable(JSON.value, '--json=')
   found = benchmark.run(settings, REPEATS.value, SECONDS.value, AGAINST.value)
   print(benchmark.markdown_table(found))
-  if JSON.value:
-    benchmark.save(found, JSON.value)
+  if place:
+    write_whole(place, json.dumps(found, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -4,13 +4,15 @@
   python experiments/compile_for.py --topology=v5e:2x2 --chips=1 --student=resnet18 --image_size=224 --batch_size=64
 """
 
+import json
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # before jax is imported: the TPU's compiler is there, a TPU is not
 
 from absl import flags
 
-from abd_jax import benchmark, compile_for, config, experiment
+from abd_jax import compile_for, config, experiment
+from abd_jax.files import check_writable, write_whole
 
 TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'chips, as TPU\'s compiler names them: v5e:4x4, v4:2x2x1')
 CHIPS = flags.DEFINE_integer('chips', None, 'so many of them; all without it')
@@ -18,11 +20,11 @@ JSON = flags.DEFINE_string('json', '', 'where the figures go')
 
 
 def main(settings):
-  benchmark.check_place(JSON.value)
+  place = check_writable(JSON.value, '--json=')
   found = compile_for.run(settings, TOPOLOGY.value, CHIPS.value)
   print(compile_for.markdown_table(found))
-  if JSON.value:
-    benchmark.save(found, JSON.value)
+  if place:
+    write_whole(place, json.dumps(found, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ did not.
 
 import json
 import sys
-from pathlib import Path
 
 from absl import flags
 
@@ -17,7 +16,9 @@ from abd_jax import experiment
 from abd_jax.errors import UserError
 from abd_jax.faults.small_run import JOB
 from abd_jax.faults.trials import Trials
+from abd_jax.files import check_writable, write_whole, writing
 from abd_jax.results import versions
+from abd_jax.written import path_of
 
 STAGES = ('signals', 'signals_to_two', 'refused', 'two_on_one', 'jumping_clock', 'full_disks', 'damaged')
 
@@ -35,12 +36,16 @@ def define_flags(flag_values=flags.FLAGS):
 
 def run(arguments, asked=flags.FLAGS):
   del arguments
-  work = Path(asked.workdir).expanduser()
+  work = path_of(asked.workdir, '--workdir=')
   if unknown := [stage for stage in asked.stages if stage not in STAGES]:
     raise UserError(f'--stages: {unknown[0]} is not one of {", ".join(STAGES)}.')
+  if not asked.stages:
+    raise UserError('--stages names nothing to do.')
   if work.exists():
     raise UserError(f'--workdir={work} exists: name a new one.')
-  work.mkdir(parents=True)
+  place = check_writable(asked.json, '--json=')
+  with writing(work):
+    work.mkdir(parents=True)
   trials = Trials(work, asked.seed)
   told = {
       'signals': (asked.signals,), 'signals_to_two': (asked.signals_to_two, 2), 'full_disks': (asked.times,),
@@ -49,8 +54,8 @@ def run(arguments, asked=flags.FLAGS):
   for stage in asked.stages:
     getattr(trials, stage.removesuffix('_to_two'))(*told.get(stage, ()))
     text = json.dumps({'job': JOB, **trials.report(), 'versions': versions()}, indent=1) + '\n'
-    if asked.json:
-      Path(asked.json).expanduser().write_text(text)
+    if place:
+      write_whole(place, text)
   print(text, end='')
   if trials.failures:
     sys.exit(1)

@@ -20,7 +20,9 @@ from PIL import Image
 from abd_jax import experiment
 from abd_jax.data import load
 from abd_jax.errors import UserError
+from abd_jax.files import check_writable, write_whole
 from abd_jax.results import versions
+from abd_jax.written import path_of
 
 METHODS = ('dream', 'abd', 'base')
 
@@ -63,10 +65,13 @@ def accuracies(model, work, days):
 
 
 def run(lesson_flags, asked=flags.FLAGS):
-  work = Path(asked.workdir).expanduser()
+  work = path_of(asked.workdir, '--workdir=')
   if work.exists():
     raise UserError(f'--workdir={work} exists: name a new one.')
+  place = check_writable(asked.json, '--json=')
   data = load(asked.dataset, asked.data_dir)
+  if asked.classes > data.num_classes:
+    raise UserError(f'--classes={asked.classes} is more than the {data.num_classes} of {data.name}.')
   days = {'first': range(asked.classes // 2), 'second': range(asked.classes // 2, asked.classes)}
   for day, classes in days.items():
     write_photographs(work / 'test' / day, data.test_images, data.test_labels, data.class_names, classes)
@@ -84,10 +89,10 @@ def run(lesson_flags, asked=flags.FLAGS):
     teach(model, 'second', f'--method={method}')
     found[method] = accuracies(model, work, ['first', 'second'])
     print(f'{method}: after the second day {found[method]} %.', flush=True)
-  if asked.json:
+  if place:
     names = {day: [data.class_names[k] for k in classes] for day, classes in days.items()}
     record = {'dataset': data.name, 'classes': names, 'flags': lesson_flags, 'accuracy': found, 'versions': versions()}
-    Path(asked.json).expanduser().write_text(json.dumps(record, indent=1) + '\n')
+    write_whole(place, json.dumps(record, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from abd_jax import benchmark, config
+from abd_jax import benchmark, config, files
 from abd_jax.errors import UserError
 from abd_jax.models import make_generator, make_student
 from abd_jax.models.generator import UpsampledConv
@@ -89,9 +89,9 @@ def test_what_has_no_such_steps_or_no_such_place_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=f'--{flag}={value} trains no generator'):
       benchmark.prepared(config.with_values(SMALL, {flag: value}))
   with pytest.raises(UserError, match=r'--json=.*x\.json cannot be written: No such file or directory\.'):
-    benchmark.check_place(tmp_path / 'nowhere' / 'x.json')
-  benchmark.check_place('')
-  benchmark.check_place(tmp_path / 'x.json')
+    files.check_writable(tmp_path / 'nowhere' / 'x.json', '--json=')
+  assert files.check_writable('', '--json=') is None
+  assert files.check_writable(str(tmp_path / 'x.json'), '--json=') == tmp_path / 'x.json'
 
 
 def test_a_checkout_that_cannot_be_run_is_a_sentence():

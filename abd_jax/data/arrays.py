@@ -17,7 +17,7 @@ def checked_images(images, image_size, channels=None):
   Raises:
     UserError: they have another type or shape.
   """
-  images = np.asarray(images)
+  images = _array(images, 'Images')
   if images.ndim != 4:
     raise UserError(
         f'Images must be an array [N, H, W, C], not {list(images.shape)}: one image is images[None], images without'
@@ -47,6 +47,8 @@ def checked_names(class_names, known=()):
   """
   if isinstance(class_names, str):
     raise UserError(f'Class names must be a list of names, not the one text {class_names!r}.')
+  if isinstance(class_names, set | frozenset):
+    raise UserError('Class names must be in an order, by which labels name them: a set has none.')
   names = tuple(class_names)
   wrong = [name for name in names if not isinstance(name, str) or not name]
   if wrong:
@@ -77,12 +79,12 @@ def checked_labels(labels, class_names, num_images):
   Raises:
     UserError: there are more or fewer than images, or one is no class.
   """
-  labels = np.asarray(labels)
+  labels = _array(labels, 'Labels')
   if labels.shape != (num_images,):
     raise UserError(f'There must be one label for each of {num_images} images, not an array {list(labels.shape)}.')
   if labels.dtype.kind in 'UO':
     position = {name: i for i, name in enumerate(class_names)}
-    unknown = [label for label in labels.tolist() if label not in position]
+    unknown = [label for label in labels.tolist() if not isinstance(label, str) or label not in position]
     if unknown:
       raise UserError(f'{unknown[0]!r} is not one of the classes {_listed(class_names)}.')
     return np.array([position[label] for label in labels.tolist()], np.int32)
@@ -95,6 +97,13 @@ def checked_labels(labels, class_names, num_images):
         ' is none.'
     )
   return labels.astype(np.int32)
+
+
+def _array(values, what):
+  try:
+    return np.asarray(values)
+  except ValueError as error:  # rows of unlike lengths
+    raise UserError(f'{what} are no array: {str(error).rstrip(".")}.') from None
 
 
 def _listed(names, most=10):

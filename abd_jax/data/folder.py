@@ -1,6 +1,7 @@
 """Photographs as they lie on a disk: JPEG, PNG and WebP of any size and colour, one folder a class."""
 
 import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -38,17 +39,33 @@ def _check_folder(folder):
 
 
 def files_below(path):
-  """The file itself, or all files below a folder by name, hidden ones passed over.
+  """The file itself, or all files below a folder by name, links followed, hidden ones passed over.
+
+  Links that lead nowhere are among them, to be named as unreadable.
 
   Raises:
-    UserError: there is nothing of that name.
+    UserError: there is nothing of that name, or a folder may not be looked into.
   """
   path = path_of(path)
   if path.is_file():
     return [path]
   _check_folder(path)
-  found = (p for p in path.rglob('*') if not any(part.startswith('.') for part in p.relative_to(path).parts))
-  return sorted(p for p in found if p.is_file())
+  found, walked = [], set()
+
+  def walk(folder):
+    if (place := folder.resolve()) in walked:  # a link to a folder above it would lead round for ever
+      return
+    walked.add(place)
+    for entry in path_of(folder).iterdir():
+      if entry.name.startswith('.'):
+        continue
+      if entry.is_dir():
+        walk(entry)
+      elif entry.is_file() or not entry.exists():
+        found.append(entry)
+
+  walk(path)
+  return sorted(found)
 
 
 def fit(image, size):
@@ -100,11 +117,14 @@ def read_files(files, size):
     (images, readable, unreadable): u8[N, size, size, 3], bool[M] for the M files which N of them are, and
     [(path, why not)] of the others.
   """
+  from PIL import Image
+
   files = list(files)
   images = np.empty((len(files), size, size, 3), np.uint8)
   readable, unreadable = np.zeros(len(files), bool), []
-  # Decoding runs outside Python's lock.
-  with ThreadPoolExecutor(os.cpu_count()) as pool:
+  # Decoding runs outside Python's lock. What Pillow refuses is said; that an image is large need not be.
+  with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    warnings.simplefilter('ignore', Image.DecompressionBombWarning)
     for i, found in enumerate(pool.map(lambda path: _read(path, size), files)):
       if isinstance(found, str):
         unreadable.append((files[i], found))

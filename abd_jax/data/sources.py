@@ -1,6 +1,8 @@
 """Data sets as arrays: where they are found, how they are read."""
 
 import dataclasses
+import hashlib
+import json
 
 import numpy as np
 
@@ -55,6 +57,15 @@ class Dataset:
   @property
   def image_shape(self):
     return self.train_images.shape[1:]
+
+  @property
+  def digest(self):
+    """What tells it from another under the same name: of labels, names and shape, and of pixels by mean and std."""
+    said = [self.class_names, self.image_shape, self.mean, self.std, self.class_order]
+    digest = hashlib.sha256(json.dumps(said).encode())
+    for labels in (self.train_labels, self.test_labels):
+      digest.update(np.asarray(labels, np.int64))
+    return digest.hexdigest()[:16]
 
 
 def load(name, data_dir='~/data', verify_checksum=True):
@@ -143,6 +154,8 @@ def _read_npz(path):
     raise UserError(f'{path}: class_names must be a list of names.')
   arrays['class_names'] = tuple(str(name) for name in names)
   check_lines(arrays['class_names'], f'{path}: the class name')
+  if '' in arrays['class_names'] or len(set(arrays['class_names'])) < len(names):
+    raise UserError(f'{path}: class_names must be different names, none of them empty.')
   for split in ('train', 'test'):
     images, labels = arrays[f'{split}_images'], arrays[f'{split}_labels']
     if images.dtype != np.uint8 or images.ndim != 4:
