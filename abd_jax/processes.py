@@ -58,15 +58,15 @@ def give(tree):
 
 def on_first(function):
   """What `function` gives in the first process, None in the others; when it raises a `UserError`, all of them do."""
-  found = sentence = None
+  found = failure = None
   if is_first():
     try:
       found = function()
     except UserError as error:
-      sentence = str(error)
-  sentence = tell(sentence)
+      failure = error
+  sentence = tell(failure and str(failure))
   if sentence is not None:
-    raise UserError(sentence)
+    raise failure or UserError(sentence)
   return found
 
 

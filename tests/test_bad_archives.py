@@ -89,6 +89,14 @@ ARRAYS = {
         dict(class_names=np.array(['a', 'b', 'c\nd', 'e'])),
         '{where}/a.npz: the class name "c\\nd" is not one line of Unicode text: rename it.',
     ),
+    'a name twice': (
+        dict(class_names=np.array(['a', 'b', 'a', 'c'])),
+        '{where}/a.npz: class_names must be different names, none of them empty.',
+    ),
+    'an empty name': (
+        dict(class_names=np.array(['a', 'b', '', 'c'])),
+        '{where}/a.npz: class_names must be different names, none of them empty.',
+    ),
     'no names': (dict(class_names=np.array([], str)), '{where}/a.npz: train_labels must lie between 0 and -1.'),
     'no images': (
         dict(train_images=PIXELS[:0], train_labels=np.zeros(0, int)),

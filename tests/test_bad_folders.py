@@ -188,6 +188,22 @@ def test_odd_images_are_read(tmp_path, content):
   assert unreadable == [] and images.shape == (1, 8, 8, 3)
 
 
+def test_links_are_followed_once_and_those_that_lead_nowhere_are_named(tmp_path):
+  for name in ('photos/cat/a.jpg', 'elsewhere/b.jpg', 'photos/cat/.hidden/c.jpg'):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(jpeg())
+  (tmp_path / 'photos' / 'cat' / 'more').symlink_to(tmp_path / 'elsewhere')
+  (tmp_path / 'elsewhere' / 'round').symlink_to(tmp_path / 'photos' / 'cat')
+  (tmp_path / 'photos' / 'cat' / 'z.jpg').symlink_to(tmp_path / 'gone.jpg')
+  files = folder.class_files(tmp_path / 'photos')['cat']
+  assert [path.relative_to(tmp_path / 'photos').as_posix() for path in files] == [
+    'cat/a.jpg', 'cat/more/b.jpg', 'cat/z.jpg',
+  ]
+  _, _, [(path, said)] = folder.read_files(files, 8)
+  assert path.name == 'z.jpg' and 'No such file' in said
+
+
 FOLDERS = {
     'nothing': (['photos'], {}, 'There is no {where}/photos.'),
     'a file': (['photos'], {'photos': b''}, '{where}/photos is not a folder.'),

@@ -13,6 +13,7 @@ from abd_jax import config, train
 from abd_jax.data import load
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
+from abd_jax.written import path_of
 from tests.test_config import parsed
 from tests.test_data import coloured
 
@@ -138,6 +139,10 @@ def test_a_method_that_does_not_dream_takes_images_of_any_size():
     ({}, 'The flagfile {where}/a cannot be read: No such file or directory.'),
     ({'a': b'--workdir=caf\xe9\n'}, '{where}/a is not a flagfile: it is not UTF-8 text.'),
     ({'a': b'--epochs=3\nepochs=4\n'}, '{where}/a is not a flagfile: epochs=4 is not written --name=value.'),
+    (
+      {'a': b'\xef\xbb\xbf--epochs=3\n'},
+      '{where}/a begins with a byte order mark: save it as UTF-8 without one.',
+    ),
     ({'a': b'--flagfile={where}\n'}, 'The flagfile {where} cannot be read: Is a directory.'),
 ])
 def test_flagfiles(tmp_path, lines, sentence):
@@ -167,6 +172,13 @@ def test_places(tmp_path, name, data_dir, sentence):
   refused(
     lambda: load(name.replace('{where}', str(tmp_path)), data_dir.replace('{where}', str(tmp_path))), sentence, tmp_path
   )
+
+
+def test_a_folder_that_may_not_be_looked_into(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, 'access', lambda path, mode: False)  # root may look into all of them
+  sentence = '--data_dir={where} cannot be looked at: Permission denied.'
+  refused(lambda: path_of(tmp_path, '--data_dir='), sentence, tmp_path)
+  assert path_of(tmp_path / 'none') == tmp_path / 'none'
 
 
 # At the prompt: all of it in one process that starts once.

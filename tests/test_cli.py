@@ -1,5 +1,6 @@
 """What a user meets at the prompt: sentences, exit statuses, and a run from a flagfile."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,25 @@ ROOT = Path(__file__).parent.parent
 
 def run(*command):
   return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_ctrl_c_and_a_reader_that_has_gone_end_without_a_traceback(tmp_path):
+  command = [sys.executable, 'experiments/digits.py', '--method=base', f'--workdir={tmp_path / "run"}']
+  process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  for line in process.stdout:
+    if 'step' in line:
+      break
+  process.send_signal(signal.SIGINT)
+  _, said = process.communicate(timeout=60)
+  assert said == 'Interrupted. A run goes on from its last checkpoint when its command is given again.\n'
+  assert process.returncode == 130
+  program = "from abd_jax import experiment\nexperiment.start(lambda: None, lambda _: print(100_000 * 'dog '))"
+  process = subprocess.Popen(
+      [sys.executable, '-c', program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  process.stdout.close()
+  assert process.stderr.read() == '' and process.wait(timeout=60) == 1
+  process.stderr.close()
 
 
 def test_help_lists_the_flags():

@@ -250,6 +250,7 @@ def test_a_method_without_synthetic_images_has_none(abd, tmp_path):
     (lambda folder: _shorten(folder, 1), 'has learned one task'),
     (lambda folder: _shorten(folder, 3), 'goes on beyond its results.json'),
     (lambda folder: (folder / 'checkpoints').rename(folder / 'elsewhere'), 'holds no checkpoints of a run'),
+    (lambda folder: _rename(folder, 'resnet20'), 'names --student=resnet20, and the checkpoints hold another'),
     (lambda folder: _forge(folder), 'cannot be read .checkpoint [0-9]+ is not what was written.'),
 ])
 def test_what_is_no_finished_run_is_said_so(abd, tmp_path, change, sentence):
@@ -268,6 +269,11 @@ def _shorten(folder, tasks):
   changes['accuracy_after_task'] = [50.0] * tasks
   changes |= dict.fromkeys(('accuracy_matrix', 'accuracy_matrix_local'), matrix)
   (folder / 'results.json').write_text(json.dumps({**results, **changes}))
+
+
+def _rename(folder, student):
+  told = (folder / 'flags.txt').read_text()
+  (folder / 'flags.txt').write_text(told.replace('--student=resnet8\n', f'--student={student}\n'))
 
 
 def _forge(folder):

@@ -23,7 +23,7 @@ from abd_jax import config, data, task_loop, train
 from abd_jax.calls import Call, check_finite
 from abd_jax.checkpoint import Checkpoints
 from abd_jax.config import with_values
-from abd_jax.errors import NotFinite, UserError
+from abd_jax.errors import AnotherRun, NotFinite, UserError
 from abd_jax.faults import damage
 from abd_jax.faults.small_run import contents
 from abd_jax.metrics_log import MetricsLog
@@ -130,6 +130,19 @@ def test_a_checkpoint_of_another_version_is_refused_and_nothing_is_touched(versi
   with pytest.raises(UserError, match=f'^Checkpoint .* was written by another version of abd_jax .{said}.: go on with'):
     train.run(TINY, workdir, dataset)
   assert contents(workdir) == before
+
+
+def test_a_run_does_not_go_on_with_other_data_under_the_same_name(half, dataset, tmp_path):
+  workdir = shutil.copytree(half, tmp_path / 'run')
+  darker = dataset.train_images // 2
+  mean, std = data.sources.channel_statistics(darker)
+  for other in (
+      dataclasses.replace(dataset, train_images=darker, mean=mean, std=std),
+      dataclasses.replace(dataset, class_names=dataset.class_names[::-1]),
+      dataclasses.replace(dataset, train_labels=dataset.train_labels[::-1]),
+  ):
+    with pytest.raises(AnotherRun, match=f'^{workdir} holds a run that began with another digits: choose another'):
+      train.run(TINY, workdir, other)
 
 
 def test_states_of_another_version_are_refused(tmp_path):

@@ -242,6 +242,64 @@ def test_unreadable_files_are_listed_and_skipped_only_if_told_so(tmp_path, capsy
     run(*learn, '--skip_unreadable')
 
 
+def test_a_lesson_s_folder_that_holds_something_else_is_left_alone(tmp_path):
+  photos, model = photographs(tmp_path / 'photos', 'cat'), tmp_path / 'model'
+  lesson = tmp_path / 'model.lesson'
+  lesson.mkdir()
+  (lesson / 'notes.txt').write_text('precious')
+  sentence = 'model.lesson is where lessons of .* are kept, and holds something else: move it away.'
+  with pytest.raises(UserError, match=sentence):
+    run(f'--model={model}', f'--train_dir={photos}', *TINY)
+  assert (lesson / 'notes.txt').read_text() == 'precious'
+  (lesson / 'notes.txt').unlink()
+  shutil.move(photos, lesson / 'photos')
+  (lesson / 'flags.txt').write_text('--dataset=images:0123\n')
+  with pytest.raises(UserError, match=sentence):
+    run(f'--model={model}', f'--train_dir={lesson / "photos"}', *TINY)
+  assert len(list(lesson.rglob('*.*g'))) == 2
+
+
+def test_a_model_has_one_lesson_at_a_time_and_a_stopped_one_is_named(tmp_path, monkeypatch):
+  model, lesson = tmp_path / 'model', tmp_path / 'model.lesson'
+  first, second = photographs(tmp_path / 'first', 'cat'), photographs(tmp_path / 'second', 'emu')
+  teach = (f'--model={model}', *TINY)
+  started = []
+
+  def stopped(self, images, labels, names, workdir):
+    with pytest.raises(UserError, match=f'--model={model} is in use by another lesson: wait for its end.'):
+      run(*teach, f'--train_dir={second}')
+    started.append(list(names))
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(prompt.Learner, 'learn', stopped)
+    with pytest.raises(KeyboardInterrupt):
+      run(*teach, f'--train_dir={first}')
+  assert started == [['cat']] and not lesson.exists()  # nothing in it was worth keeping
+  # One that left something; then other images.
+  lesson.mkdir()
+  (lesson / 'flags.txt').write_text('--dataset=images:0123\n')
+  with pytest.raises(UserError, match='model.lesson holds a lesson of other images or settings that was stopped: give'):
+    run(*teach, f'--train_dir={first}')
+  assert (lesson / 'flags.txt').exists()
+
+
+@pytest.mark.parametrize('also, sentence', [
+    ('--test_dir={where}/none', 'There is no {where}/none.'),
+    ('--test_dir={where}/others', '{where}/others/yak is of a class that {where}/model does not know.'),
+    ('--predict={where}/none.jpg', 'There is no {where}/none.jpg.'),
+    ('--export={where}/photos/cat/0.png', '{where}/photos/cat/0.png cannot be written: File exists.'),
+])
+def test_all_that_is_asked_for_is_looked_for_before_anything_is_learned(tmp_path, monkeypatch, also, sentence):
+  photographs(tmp_path / 'photos', 'cat')
+  photographs(tmp_path / 'others', 'yak', 'cat')
+  monkeypatch.setattr(prompt.Learner, 'learn', lambda *args, **kwargs: pytest.fail('it learned'))
+  with pytest.raises(UserError) as refusal:
+    run(f'--model={tmp_path}/model', f'--train_dir={tmp_path}/photos', also.format(where=tmp_path), *TINY)
+  assert str(refusal.value) == sentence.format(where=tmp_path)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['others', 'photos']  # and nothing is left behind
+
+
 @pytest.mark.parametrize('arguments, sentence', [
     (('--model={model}', '--train_dir={second}'), 'The model knows emu already'),
     (('--model={model}', '--train_dir={second}', '--image_size=16'), 'image_size=8, which cannot be changed to 16'),

@@ -61,7 +61,7 @@ def imported(weights, tmp_path_factory):
   """The directory that the command makes of the first four classes."""
   folder = tmp_path_factory.mktemp('imported')
   write_npz(folder / 'class.npz', weights)
-  (folder / 'names.txt').write_text('apple\nbear\nbee\nbowl\n')
+  (folder / 'names.txt').write_bytes(b'\xef\xbb\xbfapple\r\nbear\r\nbee\r\nbowl\r\n\r\n')  # as editors on Windows do
   command = (
       sys.executable, '-m', 'abd_jax.interop', folder / 'class.npz', folder / 'model', '--image_size=8',
       f'--class_names={folder / "names.txt"}', '--mean=0.5,0.5,0.5', '--std=0.25,0.25,0.25',

@@ -64,7 +64,7 @@ class Dataset:
     said = [self.class_names, self.image_shape, self.mean, self.std, self.class_order]
     digest = hashlib.sha256(json.dumps(said).encode())
     for labels in (self.train_labels, self.test_labels):
-      digest.update(np.asarray(labels, np.int64))
+      digest.update(np.ascontiguousarray(labels, np.int64))
     return digest.hexdigest()[:16]
 
 
