@@ -81,14 +81,14 @@ def hot_steps(config, tasks, programs, student, generator, images, labels):
   """{name: `Hot`} on a task's images and labels, of states or their shapes."""
   method, teacher = METHODS[config.method], states.TeacherState(student.params, student.batch_stats)
   rows = np.tile(np.arange(config.optimisation.batch_size, dtype=np.int32), (programs.learn_steps, 1))
-  past, seen = tasks.classes_per_task, 2 * tasks.classes_per_task
+  past = tasks.classes_per_task
   rate = config.optimisation.learning_rate
   place = lambda task, address, step: np.array([config.seed, task, address, step], np.int32)
 
   def learn(task, phase, teacher, generator, past):
     others = lambda step: (
-        place(task, Address.LEARN, step), programs.learn_steps, teacher, generator, images, labels, rows, past, seen,
-        rate, None,
+        place(task, Address.LEARN, step), programs.learn_steps, teacher, generator, images, labels, rows, past,
+        past + tasks.classes_per_task, rate, None,
     )
     return Hot(programs.learn[phase], programs.learn_steps, student, others)
 

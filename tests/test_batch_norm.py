@@ -72,6 +72,15 @@ def test_batch_norm_is_flaxs(parts):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
+def test_batch_norm_takes_its_sums_about_the_running_mean():
+  x = drawn(-1000, 1)
+  norm = BatchNorm(use_running_average=False, momentum=0.0)
+  variables = norm.init(jax.random.key(0), x)
+  variables['batch_stats']['mean'] = jnp.full(3, -1000.1)
+  _, updates = norm.apply(variables, x, mutable=['batch_stats'])
+  np.testing.assert_allclose(updates['batch_stats']['var'], x.astype(np.float64).var((0, 1, 2)), rtol=1e-4)
+
+
 def test_activations_in_half_precision_have_their_statistics_in_full():
   x = jnp.asarray(drawn(0.7), jnp.bfloat16)
   norm = BatchNorm(use_running_average=False, dtype=jnp.bfloat16)

@@ -4,12 +4,14 @@ import json
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 
 from abd_jax import benchmark, config, files
 from abd_jax.errors import UserError
+from abd_jax.methods import METHODS
 from abd_jax.models import make_generator, make_student
 from abd_jax.models.generator import UpsampledConv
 
@@ -76,6 +78,9 @@ def test_all_sides_are_timed_in_turn_and_told_apart(stand_in):
     assert row['times_as_fast'] == pytest.approx(1000 / row['milliseconds'], rel=0.7)
     assert row['together_least'] <= row['together_times_as_fast'] <= row['together_most']
     assert row['images_per_second'] == pytest.approx(8 * row['steps_per_second'])
+    assert row['share_of_peak'] == pytest.approx(row['flops_per_second'] / found['peak_flops'])
+    assert row['together_times_as_fast'] == pytest.approx(row['milliseconds'] / row['together_milliseconds'], rel=0.7)
+  assert found['compile_seconds'] > 0
   assert '| abd | ' in benchmark.markdown_table(found) and 'a stand-in' in benchmark.markdown_table(found)
 
 
@@ -92,6 +97,47 @@ def test_what_has_no_such_steps_or_no_such_place_is_a_sentence(tmp_path):
     files.check_writable(tmp_path / 'nowhere' / 'x.json', '--json=')
   assert files.check_writable('', '--json=') is None
   assert files.check_writable(str(tmp_path / 'x.json'), '--json=') == tmp_path / 'x.json'
+
+
+  (tmp_path / 'x.json').write_text('of before')
+  files.check_writable(str(tmp_path / 'x.json'), '--json=')
+  assert (tmp_path / 'x.json').read_text() == 'of before'
+
+
+def test_a_step_s_time_is_a_share_of_whole_calls(monkeypatch):
+  ours, calls = benchmark.Ours.__new__(benchmark.Ours), []
+  ours._runs, ours._hot = 3, {'abd': SimpleNamespace(length=4)}
+  ours._call = lambda name, number: calls.append(number)
+  clock = iter((10.0, 22.0))
+  monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: next(clock))
+  # 30 steps are three calls of 4 steps of 3 runs: 36, in 12 s.
+  assert ours.seconds('abd', 30) == pytest.approx(12 / 36) and calls == [0, 4, 8]
+
+
+def test_a_contestant_is_asked_for_as_many_steps_as_fill_the_time():
+  asked = []
+  slow = SimpleNamespace(seconds=lambda name, count: asked.append(count) or 0.5)
+  benchmark.measure([slow], 2, 2.0)
+  assert asked == 3 * [2, 4, 4]  # two to warm up
+
+
+def test_the_peak_counts_a_multiplication_and_an_addition(monkeypatch):
+  clock = iter(range(100))
+  monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: float(next(clock)))
+  assert benchmark.matmul_peak('bfloat16') == 2 * 2048**3
+
+
+def test_the_hot_steps_are_those_of_a_first_and_of_a_later_task():
+  tasks, programs = benchmark.prepared(SMALL)
+  assert benchmark.random_dataset(SMALL).image_shape == tasks.image_shape == (8, 8, 3)
+  student, generator = SimpleNamespace(params=0, batch_stats=0), object()
+  hot = benchmark.hot_steps(SMALL, tasks, programs, student, generator, None, None)
+  _, _, *first = hot['first'].others(0)
+  _, _, *later = hot['abd'].others(0)
+  assert first[:2] == [None, None] and first[5:7] == [0, 10]
+  assert later[0] is not None and later[1] is generator and later[5:7] == [10, 20]
+  phases = METHODS['abd']
+  assert hot['first'].step is programs.learn[phases.first[0]] and hot['abd'].step is programs.learn[phases.later[0]]
 
 
 def test_a_checkout_that_cannot_be_run_is_a_sentence():

@@ -1,5 +1,6 @@
 """Our own CPU kernels against XLA's convolution: values, both gradients, and what happens without a compiler."""
 
+import contextlib
 import logging
 
 import chex
@@ -42,7 +43,7 @@ def assert_equal_to_xla(images, kernel, stride, padding):
   # many or too few would be some thousandth of it at least.
   unsigned = value_and_gradients(yardstick, images, kernel, jnp.abs)
   for a, b, most, places in zip(ours, xla, unsigned, ((1, 2), (1, 2), (0, 1)), strict=True):
-    assert jnp.all(jnp.abs(a - b) <= 8 * 2**-24 * jnp.max(most, places, keepdims=True))
+    assert jnp.all(jnp.abs(a - b) <= 8 * 2**-24 * jnp.max(most, places, keepdims=True, initial=0.0))
 
 
 @needs_kernels
@@ -53,6 +54,13 @@ def assert_equal_to_xla(images, kernel, stride, padding):
     ((2, 16, 16, 3), (7, 7, 3, 64), 2, ((3, 3), (3, 3))),
     ((2, 5, 4, 32), (2, 2, 32, 16), 1, ((1, 0), (0, 1))),
     ((2, 6, 6, 32), (3, 3, 32, 3), 1, SAME),  # few features: the kernel's gradient with changed places
+    ((2, 5, 4, 32), (2, 2, 32, 3), 1, ((1, 0), (0, 1))),
+    ((2, 6, 6, 32), (3, 3, 32, 3), 2, SAME),  # which a stride does not allow
+    ((2, 4, 4, 16), (1, 1, 16, 16), 1, SAME),  # a border as wide as the kernel
+    ((0, 4, 4, 16), (3, 3, 16, 16), 1, SAME),  # nothing of one kind or another
+    ((2, 4, 4, 0), (3, 3, 0, 16), 1, SAME),
+    ((2, 4, 4, 16), (3, 3, 16, 0), 1, SAME),
+    ((2, 2, 2, 16), (3, 3, 16, 16), 1, ((0, 0), (0, 0))),
     ((2, 6, 6, 5), (3, 3, 5, 7), 1, SAME),  # no vector fits
     ((7, 6, 4, 48), (3, 3, 48, 16), 1, SAME),  # tiles that fill no block
     ((2, 8, 8, 16), (3, 3, 16, 16), 1, ((0, 0), (2, 2))),
@@ -100,11 +108,30 @@ def test_repeated_runs_agree_to_the_bit():
 
 
 @needs_kernels
-def test_several_kernels_at_once_under_vmap():
+@pytest.mark.parametrize('axes', [(0, 0), (0, None), (None, 0)])
+def test_several_kernels_at_once_under_vmap(axes):
   images, kernel = arrays((3, 2, 6, 6, 16), (3, 3, 3, 16, 16))
-  ours = jax.vmap(lambda x, w: convolution.conv_general_dilated(x, w, (1, 1), SAME))(images, kernel)
-  each = [convolution._xla(x, w, 1, SAME) for x, w in zip(images, kernel, strict=True)]
+  several = [array if axis == 0 else array[0] for array, axis in zip((images, kernel), axes, strict=True)]
+  ours = jax.vmap(lambda x, w: convolution.conv_general_dilated(x, w, (1, 1), SAME), axes)(*several)
+  each = [
+      convolution._xla(images[i if axes[0] == 0 else 0], kernel[i if axes[1] == 0 else 0], 1, SAME) for i in range(3)
+  ]
   chex.assert_trees_all_close(ours, jnp.stack(each), rtol=1e-5, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize('case', ['ours', 'bfloat16', 'two types', 'two devices', 'portable'])
+def test_only_one_cpu_and_float32_get_our_kernels(monkeypatch, case):
+  images, kernel = arrays((2, 8, 8, 16), (3, 3, 16, 16))
+  images = images.astype(jnp.bfloat16 if case in ('bfloat16', 'two types') else jnp.float32)
+  kernel = kernel.astype(jnp.bfloat16 if case == 'bfloat16' else jnp.float32)
+  if case == 'two devices':
+    monkeypatch.setattr(convolution, 'devices', lambda: 2 * jax.devices())
+  called = []
+  monkeypatch.setattr(convolution, '_convolve', lambda *arguments: called.append(arguments[-1]))
+  with convolution.portable() if case == 'portable' else contextlib.nullcontext():
+    convolution.conv_general_dilated(images, kernel, (1, 1), SAME)
+  assert called == [case == 'ours']
 
 
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])
@@ -115,14 +142,31 @@ def test_other_platforms_get_xlas_convolution(platform):
   assert 'stablehlo.convolution' in text and 'custom_call' not in text
 
 
+def compiler(where, body):
+  """The path of one that is a shell script; its library is to go to $last."""
+  path = where / 'compiler'
+  path.write_text(f'#!/bin/sh\nfor last; do :; done\n{body}\n')
+  path.chmod(0o755)
+  return str(path)
+
+
+def homeless(path):
+  raise RuntimeError('Could not determine home directory.')
+
+
 @pytest.mark.parametrize('hurt, said', [
-    (lambda patch: patch.setattr(native.shutil, 'which', lambda name: None), 'no C++ compiler was found'),
-    (lambda patch: patch.setenv('CXX', 'false'), 'returned non-zero exit status'),
-    (lambda patch: patch.setenv('ABD_JAX_NATIVE', '0'), None),
+    (lambda patch, where: patch.setattr(native.shutil, 'which', lambda name: None), 'no C++ compiler was found'),
+    (lambda patch, where: patch.setenv('CXX', 'false'), 'returned non-zero exit status'),
+    (lambda patch, where: patch.setenv('CXX', compiler(where, r"printf 'odd \377' >&2; exit 1")), 'way: odd \ufffd.'),
+    (lambda patch, where: patch.setenv('CXX', compiler(where, 'echo rubbish > "$last"')), 'file too short'),
+    (lambda patch, where: patch.setattr(native.Path, 'expanduser', homeless), 'Could not determine home directory.'),
+    (lambda patch, where: patch.setattr(native, '_TARGETS', ('none_such',)), 'undefined symbol: none_such'),
+    (lambda patch, where: patch.setenv('ABD_JAX_NATIVE', '0'), None),
 ])
 def test_without_a_compiler_xla_does_it(monkeypatch, tmp_path, caplog, hurt, said):
-  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-  hurt(monkeypatch)
+  cache = tmp_path / 'cache'
+  monkeypatch.setenv('XDG_CACHE_HOME', str(cache))
+  hurt(monkeypatch, tmp_path)
   native.lanes.cache_clear()
   try:
     with caplog.at_level(logging.WARNING):
@@ -130,6 +174,24 @@ def test_without_a_compiler_xla_does_it(monkeypatch, tmp_path, caplog, hurt, sai
       found = convolution.conv_general_dilated(images, kernel, (1, 1), SAME)
     chex.assert_trees_all_equal(found, convolution._xla(images, kernel, 1, SAME))
     assert said in caplog.text if said else not caplog.text
+    kept = [path.name for path in cache.rglob('*') if path.is_file()]
+    assert len(kept) == ('none_such' in (said or '')), kept  # what works alone is kept, and no scratch
   finally:
     monkeypatch.undo()
     native.lanes.cache_clear()
+
+
+@needs_kernels
+def test_a_kept_library_is_loaded_and_one_that_broke_is_built_anew(monkeypatch, tmp_path):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'one'))
+  native._library()
+  (kept,) = (tmp_path / 'one' / 'abd_jax').iterdir()
+  built = kept.stat().st_mtime_ns
+  native._library()
+  assert kept.stat().st_mtime_ns == built
+  # Elsewhere: what a process has loaded from a path it never reads again.
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'two'))
+  broken = tmp_path / 'two' / 'abd_jax' / kept.name
+  broken.parent.mkdir(parents=True)
+  broken.touch()
+  assert native._library().abd_lanes and broken.read_bytes()[:4] == b'\x7fELF'

@@ -32,7 +32,7 @@ def conv_general_dilated(images_NHWC, kernel_HWIO, window_strides, padding, **ig
     images_NHWC: [N, H, W, C].
     kernel_HWIO: [kernel height, kernel width, C, F].
     window_strides: (rows, columns), equal.
-    padding: ((top, bottom), (left, right)) rows and columns of zeros, each less than the kernel's side.
+    padding: ((top, bottom), (left, right)) rows and columns of zeros.
     ignored: dilations and precision, which no network here sets.
 
   Returns:
@@ -42,7 +42,10 @@ def conv_general_dilated(images_NHWC, kernel_HWIO, window_strides, padding, **ig
   stride, padding = window_strides[0], tuple(map(tuple, padding))
   # What is called by name is opaque to XLA, which could not split it over several devices.
   single = platform() == 'cpu' and len(devices()) == 1 and not _portable.get()
-  own = bool(single and images_NHWC.dtype == kernel_HWIO.dtype == jnp.float32 and native.lanes())
+  floats = images_NHWC.dtype == kernel_HWIO.dtype == jnp.float32
+  sides = zip(images_NHWC.shape[1:3], padding, kernel_HWIO.shape[:2], strict=True)
+  usual = all(max(border) < side <= size + sum(border) for size, border, side in sides)
+  own = bool(single and floats and usual and images_NHWC.size and kernel_HWIO.size and native.lanes())
   return _convolve(images_NHWC, kernel_HWIO, stride, padding, own)
 
 

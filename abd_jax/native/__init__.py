@@ -5,6 +5,7 @@ has the batch for its channels, which costs more than all else in a step. `convo
 lie, and `winograd.h` takes fewer products where it can. Where no compiler is found everything works as before, slower.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -35,25 +36,28 @@ def lanes():
   if os.environ.get('ABD_JAX_NATIVE') == '0':
     return 0
   try:
-    library = ctypes.CDLL(str(_build()))
-  except (OSError, subprocess.SubprocessError) as error:
+    library = _library()
+    targets = {name: jax.ffi.pycapsule(getattr(library, name)) for name in _TARGETS}
+    found = ctypes.c_int.in_dll(library, 'abd_lanes').value
+  except (OSError, RuntimeError, AttributeError, ValueError, subprocess.SubprocessError) as error:
     logging.getLogger(__name__).warning('Convolutions on this CPU take XLA\'s slower way: %s.', _reason(error))
     return 0
-  for name in _TARGETS:
-    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform='cpu')
-  return ctypes.c_int.in_dll(library, 'abd_lanes').value
+  for name, target in targets.items():
+    jax.ffi.register_ffi_target(name, target, platform='cpu')
+  return found
 
 
 def _reason(error):
-  said = (getattr(error, 'stderr', None) or '').strip().splitlines()
-  return said[0] if said else error
+  said = error.stderr.strip().splitlines() if isinstance(error, subprocess.CalledProcessError) else ()
+  return said[0] if said else str(error).rstrip('.')
 
 
-def _build():
-  """The path of the built library; builds it unless this machine has done so before.
+def _library():
+  """The library, loaded: the one kept from before, or one built now.
 
   Raises:
-    OSError: there is no compiler, or nowhere to keep what it makes.
+    OSError: there is no compiler, nowhere to keep what it makes, or what it makes cannot be loaded.
+    RuntimeError: there is no home directory to keep it in.
     subprocess.SubprocessError: it cannot build this.
   """
   compiler = next(filter(None, map(shutil.which, (os.environ.get('CXX', 'c++'), 'g++', 'clang++'))), None)
@@ -62,17 +66,19 @@ def _build():
   digest = hashlib.sha256(b''.join(part.read_bytes() for part in (_SOURCE, *_PARTS)))
   for fact in (jaxlib.__version__, compiler, *_OPTIONS, platform.machine(), _processor()):
     digest.update(fact.encode())
-  folder = Path(os.environ.get('XDG_CACHE_HOME', '~/.cache')).expanduser() / 'abd_jax'
+  caches = os.environ.get('XDG_CACHE_HOME', '')
+  folder = Path(caches if os.path.isabs(caches) else '~/.cache').expanduser() / 'abd_jax'
   path = folder / f'convolution-{digest.hexdigest()[:16]}.so'
-  if path.exists():
-    return path
+  with contextlib.suppress(OSError):  # it is not there, or the power went while it was written
+    return ctypes.CDLL(str(path))
   folder.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=folder) as scratch:
     built = Path(scratch) / path.name
     command = [compiler, *_OPTIONS, '-march=native', f'-I{jax.ffi.include_dir()}', str(_SOURCE), '-o', str(built)]
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, text=True, errors='replace', timeout=300)
+    library = ctypes.CDLL(str(built))  # nothing is kept that cannot be loaded
     built.replace(path)  # at once, so that a process beside this one never loads half of it
-  return path
+  return library
 
 
 def _processor():

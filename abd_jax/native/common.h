@@ -7,8 +7,10 @@
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -93,28 +95,38 @@ struct Geometry {
 };
 
 // work(0), ..., work(count - 1), on this thread and on those of the pool that are free: it waits for none that has not
-// begun, since all of them might be waiting here.
+// begun, since all of them might be waiting here. What `work` throws is thrown here, when all have ended.
 template <typename Work>
 void parallel_for(ffi::ThreadPool& pool, int64_t count, const Work& work) {
   struct Progress {
     std::atomic<int64_t> begun{0}, ended{0};
     std::mutex mutex;
     std::condition_variable all_ended;
+    std::exception_ptr thrown;
   };
   auto progress = std::make_shared<Progress>();
   auto run = [progress, count, &work] {  // `work` is looked at only while the caller waits for its end
     for (int64_t i; (i = progress->begun.fetch_add(1)) < count;) {
-      work(i);
+      try {
+        work(i);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(progress->mutex);
+        progress->thrown = std::current_exception();
+      }
       if (progress->ended.fetch_add(1) + 1 == count) {
         std::lock_guard<std::mutex> lock(progress->mutex);
         progress->all_ended.notify_all();
       }
     }
   };
-  for (int64_t i = 1; i < std::min(count, pool.num_threads()); ++i) pool.Schedule(decltype(run)(run));
+  try {
+    for (int64_t i = 1; i < std::min(count, pool.num_threads()); ++i) pool.Schedule(decltype(run)(run));
+  } catch (const std::bad_alloc&) {  // the work is done by those that were asked
+  }
   run();
   std::unique_lock<std::mutex> lock(progress->mutex);
   progress->all_ended.wait(lock, [&] { return progress->ended.load() == count; });
+  if (progress->thrown) std::rethrow_exception(progress->thrown);
 }
 
 }  // namespace
