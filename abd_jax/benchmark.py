@@ -172,7 +172,8 @@ class Authors:
 
   def seconds(self, name, count):
     """What each of `count` successive steps took on average."""
-    print(name, count, file=self._process.stdin, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # it has ended, and answers nothing
+      print(name, count, file=self._process.stdin, flush=True)
     return float(self._answer())
 
   def close(self):

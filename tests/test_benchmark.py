@@ -1,5 +1,6 @@
 """The benchmark: its counting by hand, its comparison with a stand-in for the authors' process."""
 
+import contextlib
 import json
 import sys
 import textwrap
@@ -143,3 +144,15 @@ def test_the_hot_steps_are_those_of_a_first_and_of_a_later_task():
 def test_a_checkout_that_cannot_be_run_is_a_sentence():
   with pytest.raises(UserError, match='could not be run'):
     benchmark.Authors('/nowhere', SMALL)
+
+
+def test_a_process_that_ends_between_its_steps_is_a_sentence(monkeypatch):
+  popen = benchmark.subprocess.Popen
+  command = [sys.executable, '-c', "print('answer a stand-in')"]
+  monkeypatch.setattr(benchmark.subprocess, 'Popen', lambda _, **kw: popen(command, **kw))
+  authors = benchmark.Authors('anywhere', SMALL)
+  authors._process.wait()
+  with pytest.raises(UserError, match='could not be run'):
+    authors.seconds('abd', 1)
+  with contextlib.suppress(BrokenPipeError):
+    authors.close()

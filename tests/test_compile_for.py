@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -32,6 +33,46 @@ def test_steps_are_compiled_for_the_devices_named(monkeypatch):
   assert programs._learn.cache_info().currsize == 0 and parallel._mesh() is None
 
 
+def test_what_is_compiled_is_for_the_platform_named_and_says_what_its_compiler_says():
+  lowered = []
+
+  class Step:
+    """A `CompiledStep` and all that its `jitted` leads to."""
+
+    def trace(self, *arguments):
+      return self
+
+    def lower(self, lowering_platforms):
+      lowered.append(lowering_platforms)
+      return self
+
+    def compile(self):
+      return self
+
+    def memory_analysis(self):
+      return SimpleNamespace(argument_size_in_bytes=1, temp_size_in_bytes=2, output_size_in_bytes=4)
+
+    def as_text(self):
+      return '"estimated_cycles":"7"'
+
+    jitted = property(lambda self: self)
+
+  with parallel.compiled_for([SimpleNamespace(platform='tpu')]):
+    row = compile_for._compiled('abd', benchmark.Hot(Step(), 1, None, lambda step: ()))
+  assert lowered == [('tpu',)]
+  assert (row['argument_bytes'], row['temporary_bytes'], row['cycles']) == (1, 2, 7)
+
+
+def test_programs_of_before_are_not_those_of_other_devices(monkeypatch):
+  monkeypatch.setattr(compile_for, 'chips', lambda topology, count: tuple(jax.devices()[:1]))
+  cleared = []
+  monkeypatch.setattr(compile_for.programs, 'clear', lambda: cleared.append('cleared'))
+  monkeypatch.setattr(compile_for, '_hot_steps', lambda config: cleared.append('built') or {})
+  native_size = config.with_values(config.Config(), {**SMALL, 'image_size': 0})
+  assert compile_for.run(native_size, 'anything')['image_size'] == 32
+  assert cleared == ['cleared', 'built', 'cleared']
+
+
 def test_within_programs_are_for_others():
   assert parallel.devices() == tuple(jax.devices())
   with parallel.compiled_for(jax.devices()[:1]):
@@ -55,12 +96,15 @@ def test_the_readme_has_what_was_compiled():
 
 
 def test_what_cannot_be_compiled_for_is_a_sentence(monkeypatch):
-  def refuse(**kwargs):
-    raise RuntimeError('no such thing.\nand a trace')
+  monkeypatch.delenv('TPU_SKIP_MDS_QUERY', raising=False)
+  for kind in (RuntimeError, ImportError, NotImplementedError, ValueError):
+    def refuse(kind=kind, **kwargs):
+      assert os.environ['TPU_SKIP_MDS_QUERY'] == '1'
+      raise kind('no such thing.\nand a trace')
 
-  monkeypatch.setattr(compile_for.topologies, 'get_topology_desc', refuse)
-  with pytest.raises(UserError, match=r'--topology=v9 cannot be compiled for: no such thing\. It takes'):
-    compile_for.chips('v9')
+    monkeypatch.setattr(compile_for.topologies, 'get_topology_desc', refuse)
+    with pytest.raises(UserError, match=r'--topology=v9 cannot be compiled for: no such thing\. It takes'):
+      compile_for.chips('v9')
   two = type('Topology', (), {'devices': ['a', 'b']})
   monkeypatch.setattr(compile_for.topologies, 'get_topology_desc', lambda **kwargs: two)
   assert compile_for.chips('v9', 1) == ('a',) and compile_for.chips('v9') == ('a', 'b')

@@ -101,14 +101,14 @@ def test_every_step_is_lowered_for_accelerators(platform):
   teacher = states.TeacherState(student.params, student.batch_stats)
   images, labels = tasks.train(0)
   rows = np.zeros((4, 32), np.int32)
-  calls = {'invert': (compiled.invert, (generator, teacher, 2, place, 3)),
+  calls = {'invert': (compiled.invert, (generator, place, 3, teacher, 2)),
            'preview': (compiled.preview, (generator, teacher, 2, place)),
            'evaluate': (compiled.evaluate, (student.variables, images[:programs.EVAL_BATCH]))}
   dreams = programs.programs_for(config.with_values(settings, dict(method='dream')), tasks, digits)
   calls['synthetic_features'] = dreams.synthetic_features, (student, teacher, generator, place)
   for phase, step in compiled.learn.items():
     helpers = (teacher, generator) if phase.dreams else (None, None)
-    calls[phase.loss.__name__] = step, (student, *helpers, images, labels, rows, 2, 4, 0.1, place, 3, None)
+    calls[phase.loss.__name__] = step, (student, place, 3, *helpers, images, labels, rows, 2, 4, 0.1, None)
   for name, (step, arguments) in calls.items():
     text = str(jax.export.export(step.jitted, platforms=[platform])(*arguments).mlir_module())
     # Several steps are a loop; convolutions are XLA's own, and in half precision.
@@ -127,3 +127,20 @@ def test_repeat_makes_as_many_steps_as_it_is_told(count):
   x, said = jax.jit(lambda count: parallel.repeat(step, jnp.int32(1), 3, count))(count)
   assert x == [1, 2, 5, 12][count]
   np.testing.assert_array_equal(said['from'], [1, 2, 5][:count] + [0] * (3 - count))
+
+
+def test_a_compiled_step_takes_the_memory_that_it_is_given_and_is_made_once():
+  step = parallel.compile_step(lambda x, y: (x + y, x), donate=(0,))
+  donated, kept = jnp.ones(1000), jnp.ones(1000)
+  before = parallel.compile_seconds()
+  step(donated, kept)
+  once = parallel.compile_seconds()
+  assert donated.is_deleted() and not kept.is_deleted() and once > before
+  step.of_several(2)((jnp.ones(1000), jnp.ones(1000)), (kept, kept))
+  assert parallel.compile_seconds() > once and step.of_several(2) is step.of_several(2)
+
+
+def test_an_accelerator_is_asked_once_an_epoch(monkeypatch):
+  assert parallel.default_steps_per_call(39) == 1
+  monkeypatch.setattr(parallel, 'platform', lambda: 'tpu')
+  assert parallel.default_steps_per_call(39) == 39
