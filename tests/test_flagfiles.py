@@ -1,6 +1,7 @@
 """One flagfile, one row of the paper's tables: all there, all read, their heads true."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ FILES = sorted(path.name for path in FOLDER.glob('*.flags'))
 BEYOND = [name for name in FILES if re.fullmatch(r'cifar100_\d+_(rdfcil|dream|abd_rerun)\.flags', name)]
 PAPERS = r'cifar100_\d+_(?!ablate_).*(?<!authors)\.flags'
 ROWS = [name for name in FILES if re.fullmatch(PAPERS, name) and name not in BEYOND]
+TIMED = [name for name in FILES if 'benchmark/cpu.json' in (FOLDER / name).read_text()]
 
 
 # 500 training images of each of 100 classes: all that decides how many steps a run makes.
@@ -30,6 +32,19 @@ def head(name):
   """The comment that a flagfile begins with, in one line."""
   lines = (FOLDER / name).read_text().splitlines()
   return ' '.join(line.removeprefix('# ') for line in lines if line.startswith('# '))
+
+
+def steps_of_learning(row):
+  """{task: steps} of a run on CIFAR-100, over all phases of the task."""
+  tasks = data.TaskSequence(LABELS_OF_CIFAR100, row.num_tasks)
+  found = dict.fromkeys(range(row.num_tasks), 0)
+  for task, phase, size in Streams(tasks, METHODS[row.method], row.memory, row.seed).sizes:
+    found[task] += size // row.optimisation.batch_size * phase.schedule(row.optimisation).epochs
+  return found
+
+
+def steps_of_inversion(row):
+  return row.inversion.inversion_steps * (row.num_tasks - 1) if METHODS[row.method].dreams else 0
 
 
 @pytest.fixture(autouse=True)
@@ -68,13 +83,21 @@ def test_its_head_says_what_the_literature_reports_and_how_many_steps_it_takes(n
   if figures:
     assert f'reported {figures.final_accuracy} ± {figures.spread} %' in head(name)
     assert figures.omega is None or f'Omega {figures.omega} %' in head(name)
-  tasks = data.TaskSequence(LABELS_OF_CIFAR100, row.num_tasks)
-  sizes = Streams(tasks, METHODS[row.method], row.memory, row.seed).sizes
-  batch_size = row.optimisation.batch_size
-  steps = sum(size // batch_size * phase.schedule(row.optimisation).epochs for _, phase, size in sizes)
-  assert f'{steps:,} steps of learning' in head(name)
-  inversion = f'{row.inversion.inversion_steps * (row.num_tasks - 1):,} of inversion'
+  assert f'{sum(steps_of_learning(row).values()):,} steps of learning' in head(name)
+  inversion = f' and {steps_of_inversion(row):,} of inversion'
   assert (inversion in head(name)) == METHODS[row.method].dreams
+
+
+@pytest.mark.parametrize('name', TIMED)
+def test_its_head_says_how_many_days_it_takes_by_the_committed_benchmark(name):
+  row = config.from_flagfile(FOLDER / name)
+  timed = json.loads((FOLDER.parent / 'results' / 'benchmark' / 'cpu.json').read_text())
+  seconds = {step['step']: step['milliseconds'] / 1000 for step in timed['steps']}
+  # A step with synthetic images is counted as ABD's, one of real images alone as that of ABD's first task.
+  later = 'abd' if METHODS[row.method].dreams else 'first'
+  learning = sum(steps * seconds[later if task else 'first'] for task, steps in steps_of_learning(row).items())
+  days = (learning + steps_of_inversion(row) * seconds['generator']) / 86400
+  assert f'at the speed of experiments/results/benchmark/cpu.json {days:.1f} days on two CPU cores' in head(name)
 
 
 @pytest.mark.parametrize('part', ABLATIONS[1:])
