@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -160,7 +161,7 @@ def _rows(runs):
   for r in runs:
     told = {name: value for name, value in r.config.items() if name not in apart | _idle(r.method)}
     grouped.setdefault(json.dumps(told, sort_keys=True), []).append(r)
-  usual = _usual_flags([group[0] for group in grouped.values()])
+  usual = usual_flags([group[0].config for group in grouped.values()])
   rows = [_row(group, usual, apart | _idle(group[0].method)) for group in grouped.values()]
   figures = _published_of(runs)
   rows += [
@@ -178,12 +179,16 @@ def _idle(method):
   return memory | ({'second_epochs', 'second_learning_rate'} if len(METHODS[method].later) == 1 else set())
 
 
-def _usual_flags(runs):
-  """{flag: the value that most rows have}; of equally many the default, so that who departs from it is named."""
+def usual_flags(configs):
+  """{flag: the value that most rows have}; of equally many the default, so that who departs from it is named.
+
+  Args:
+    configs: of each row its flags, {name: value}.
+  """
   defaults = config_lib.as_dict(config_lib.Config())
   usual = {}
-  for name in runs[0].config:
-    counts = collections.Counter(json.dumps(r.config.get(name)) for r in runs)
+  for name in configs[0]:
+    counts = collections.Counter(json.dumps(config.get(name)) for config in configs)
     most = max(counts.values())
     candidates = [value for value, count in counts.items() if count == most]
     default = json.dumps(defaults.get(name))
@@ -191,15 +196,29 @@ def _usual_flags(runs):
   return usual
 
 
+def switches_of(config, usual, apart):
+  """The flags in which a row departs from the usual ones, as text; `apart` are names that tell no rows apart."""
+  return ', '.join(
+      f'--{name}={config_lib.text_of(value)}' for name, value in config.items()
+      if name not in apart and value != usual.get(name, value)
+  )
+
+
+def check_seeds(method, seeds):
+  """Makes sure that the runs of a row are of different seeds.
+
+  Raises:
+    UserError: one is given twice, and would count twice.
+  """
+  if len(set(seeds)) < len(seeds):
+    raise UserError(f'A seed of {method} is given twice: the runs have seeds {", ".join(map(str, seeds))}.')
+
+
 def _row(runs, usual, apart):
   runs = sorted(runs, key=lambda r: r.seed)
   first, seeds = runs[0], tuple(r.seed for r in runs)
-  switches = ', '.join(
-      f'--{name}={config_lib.text_of(value)}' for name, value in first.config.items()
-      if name not in apart | {'method'} and value != usual.get(name, value)
-  )
-  if len(set(seeds)) < len(seeds):
-    raise UserError(f'A seed of {first.method} is given twice: the runs have seeds {", ".join(map(str, seeds))}.')
+  switches = switches_of(first.config, usual, apart | {'method'})
+  check_seeds(first.method, seeds)
   cells = {}
   for name, metric in METRICS.items():
     values = [value for value in map(metric.of, runs) if value is not None]
@@ -260,6 +279,11 @@ def text_rows(table, metrics=SHORT):
   return [head, *rows]
 
 
+def escaped(text):
+  """A cell's text, in which a bar ends no cell, for a Markdown table."""
+  return text.replace('|', r'\|')
+
+
 def markdown(tables, metrics=SHORT):
   """The tables as Markdown; `metrics` are names in `METRICS`."""
   text = ''
@@ -267,19 +291,19 @@ def markdown(tables, metrics=SHORT):
     head, *rows = text_rows(table, metrics)
     text += f'**{table.dataset}**, {table.setting()}\n\n'
     text += '| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|\n'
-    text += ''.join('| ' + ' | '.join(row) + ' |\n' for row in rows) + '\n'
+    text += ''.join('| ' + ' | '.join(map(escaped, row)) + ' |\n' for row in rows) + '\n'
   return text
 
 
+# What LaTeX sets otherwise, or not at all; two hyphens would be a dash.
+_LATEX = {
+    'A_N': '$A_N$', 'Omega': r'$\Omega$', '±': r'$\pm$', '--': '-{}-', '\\': r'\textbackslash{}',
+    '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', **{character: '\\' + character for character in '%#&_${}'},
+}
+
+
 def _escape(text):
-  for plain, escaped in (('\\', r'\textbackslash{}'), ('A_N', '$A_N$'), ('Omega', r'$\Omega$'), ('±', r'$\pm$')):
-    text = text.replace(plain, escaped)
-  inside_math = False
-  escaped = ''
-  for character in text:
-    inside_math ^= character == '$'
-    escaped += '\\' + character if character in '%#&_' and not inside_math else character
-  return escaped.replace('--', '-{}-')  # two hyphens would be set as a dash
+  return re.sub('|'.join(map(re.escape, _LATEX)), lambda found: _LATEX[found.group()], text)
 
 
 def latex(tables, metrics=SHORT):

@@ -126,6 +126,14 @@ def test_latex_is_escaped():
   assert text.index(r'\toprule') < text.index(r'\midrule') < text.index(r'\bottomrule')
 
 
+def test_what_a_name_holds_is_one_cell_and_set_as_it_is():
+  runs = [run_of('abd'), run_of('mine', flags={'dataset': r'npz:a|b\c{d}~e^f$g'})]
+  tables_ = tables.collate(runs)
+  assert r'| mine (--dataset=npz:a\|b\c{d}~e^f$g) |  | 0 | 40.0 |' in tables.markdown(tables_, ('final_accuracy',))
+  said = r'npz:a|b\textbackslash{}c\{d\}\textasciitilde{}e\textasciicircum{}f\$g'
+  assert rf'mine (-{{}}-dataset={said}) &  & 0 & 40.0 \\' in tables.latex(tables_, ('final_accuracy',))
+
+
 def test_csv_has_every_metric_and_its_seeds():
   text = tables.to_csv(tables.collate([full_cifar100('abd', 0), full_cifar100('abd', 1, omega=0.5)]))
   rows = {row['method']: row for row in csv.DictReader(io.StringIO(text))}
