@@ -13,7 +13,7 @@ import numpy as np
 from abd_jax import config as config_lib
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
-from abd_jax.published import ABLATIONS, FIGURES, REPLAY, Benchmark, Figures
+from abd_jax.published import ABLATIONS, FIGURES, FLAGS, REPLAY, Benchmark, Figures
 from abd_jax.results import Results
 
 
@@ -163,20 +163,23 @@ def _rows(runs):
     grouped.setdefault(json.dumps(told, sort_keys=True), []).append(r)
   usual = usual_flags([group[0].config for group in grouped.values()])
   rows = [_row(group, usual, apart | _idle(group[0].method)) for group in grouped.values()]
-  figures = _published_of(runs)
+  benchmarks = [benchmark for benchmark in map(_benchmark_of, runs) if benchmark]
+  figures = FIGURES[benchmarks[0]] if benchmarks else {}
   rows += [
       Row(name, '', REPLAY[name], (), {}, _published_cells(figure))
-      for name, figure in figures.items() if name not in {row.method for row in rows}
+      for name, figure in figures.items() if name not in {row.method for row in rows if row.published}
   ]
   return tuple(sorted(rows, key=_paper_order))
 
 
 def _idle(method):
-  """The flags that say nothing to a method of ours: the room of a coreset to one that keeps none, a second phase's."""
+  """The flags that say nothing to a method of ours: of a coreset, a second phase, an inversion, where it has none."""
   if method not in METHODS:
     return set()
   memory = {'memory'} if METHODS[method].coreset is None else set()
-  return memory | ({'second_epochs', 'second_learning_rate'} if len(METHODS[method].later) == 1 else set())
+  second = {'second_epochs', 'second_learning_rate'} if len(METHODS[method].later) == 1 else set()
+  inversion = set() if METHODS[method].dreams else {leaf.name for leaf in config_lib.leaves(config_lib.Inversion())}
+  return memory | second | inversion
 
 
 def usual_flags(configs):
@@ -225,19 +228,29 @@ def _row(runs, usual, apart):
     if values:
       spread = float(np.std(values)) if metric.spread and len(values) > 1 else None
       cells[name] = Cell(float(np.mean(values)), spread, len(values))
-  # An ablated method is another method to the literature, which gives it no figure.
-  figure = _published_of([first]).get(first.method) if first.config.get('ablate', 'none') == 'none' else None
+  benchmark = _benchmark_of(first)
+  figure = FIGURES[benchmark].get(first.method) if benchmark and _is_as_published(first, benchmark) else None
   published = _published_cells(figure) if figure else {}
   return Row(first.method, switches, REPLAY.get(first.method, ''), seeds, cells, published, tuple(runs))
 
 
-def _published_of(runs):
-  """{method: Figures} of the benchmark that any of the runs is one of."""
-  for r in runs:
-    benchmark = Benchmark(r.dataset, len(r.class_order), r.num_tasks, r.student, r.config['epochs'], r.top_k)
-    if benchmark in FIGURES and r.config['image_size'] == 0 and len(r.accuracy_after_task) == r.num_tasks:
-      return FIGURES[benchmark]
-  return {}
+def _benchmark_of(r):
+  """The `Benchmark` of a whole run, None where the literature has no figures of it."""
+  benchmark = Benchmark(r.dataset, len(r.class_order), r.num_tasks, r.student, r.config['epochs'], r.top_k)
+  whole = r.config['image_size'] == 0 and len(r.accuracy_after_task) == r.num_tasks
+  return benchmark if whole and benchmark in FIGURES else None
+
+
+def _is_as_published(r, benchmark):
+  """Whether a run had the flags of the published ones, those apart that say nothing to its method."""
+  leaves = config_lib.leaves(config_lib.Config())
+  default = config_lib.as_dict(config_lib.Config())
+  apart = {'method', 'seed', 'precision', 'num_classes'} | {field.name for field in dataclasses.fields(Benchmark)}
+  apart |= _idle(r.method)
+  return all(
+      r.config[leaf.name] in FLAGS[benchmark].get(leaf.name, (default[leaf.name],))
+      for leaf in leaves if leaf.field.metadata['identity'] and leaf.name in r.config and leaf.name not in apart
+  )
 
 
 def _published_cells(figures):
