@@ -265,7 +265,8 @@ def _shorten(folder, tasks):
   results = json.loads((folder / 'results.json').read_text())
   matrix = [[50.0] * (n + 1) + [None] * (tasks - n - 1) for n in range(tasks)]
   changes = {'num_tasks': tasks, 'class_order': list(range(tasks)), 'class_names': []}
-  changes['accuracy_after_task'] = [50.0] * tasks
+  changes |= {'accuracy_after_task': [50.0] * tasks, 'final_accuracy': 50.0}
+  changes['config'] = {**results['config'], 'num_tasks': tasks}
   changes |= dict.fromkeys(('accuracy_matrix', 'accuracy_matrix_local'), matrix)
   (folder / 'results.json').write_text(json.dumps({**results, **changes}))
 

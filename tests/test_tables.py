@@ -187,10 +187,10 @@ def test_seconds_a_batch_and_memory_as_the_paper_counts_it():
 def test_report_pairs_runs_with_their_upper_bound(tmp_path, capsys):
   # Halves and quarters of the upper bound over two tasks: (1/2 + 1/4) / 2.
   two_tasks = {name: [[50.0, None], [50.0, 50.0]] for name in ('accuracy_matrix', 'accuracy_matrix_local')}
-  bound = run_of('upper_bound', 0, accuracy_after_task=[80.0, 80.0], **two_tasks)
+  bound = run_of('upper_bound', 0, 80.0, accuracy_after_task=[80.0, 80.0], **two_tasks)
   bound.save(tmp_path / 'bound.json')
-  run_of('base', 0, accuracy_after_task=[40.0, 20.0], **two_tasks).save(tmp_path / 'base.json')
-  other = run_of('abd', 1, accuracy_after_task=[40.0, 20.0], **two_tasks)
+  run_of('base', 0, 20.0, accuracy_after_task=[40.0, 20.0], **two_tasks).save(tmp_path / 'base.json')
+  other = run_of('abd', 1, 20.0, accuracy_after_task=[40.0, 20.0], **two_tasks)
   dataclasses.replace(other, class_order=other.class_order[::-1]).save(tmp_path / 'abd.json')
   paths = [str(tmp_path / f'{name}.json') for name in ('bound', 'base', 'abd')]
   assert report.main([*paths, '--metrics=omega']) == 0
