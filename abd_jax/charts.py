@@ -13,6 +13,8 @@ _MARGINS = 46, 20, 10, 42
 COLOURS = 7
 _DASHES = '', '6 3', '2 3', '8 3 2 3'
 _MOST_POINTS = 300
+# Sums and differences of what is drawn are floats too.
+_LARGEST = 1e300
 # Matplotlib's cividis at even distances: it reads the same to all kinds of colour vision, and in grey.
 _CIVIDIS = '#00224e', '#1a386f', '#434e6c', '#61656f', '#7d7c78', '#9b9476', '#bcae6c', '#dec958', '#fee838'
 
@@ -23,7 +25,7 @@ class Series:
 
   Attributes:
     name: what they are of.
-    xs, ys: as many numbers each; those that are not finite are left out.
+    xs, ys: as many numbers each; those that are not finite, or above 1e300, are left out.
     spreads: for each point how far the band goes up and down, or empty.
     style: a number from 0, its place among the colours, dashes and marks.
     line: whether a line goes through them.
@@ -78,7 +80,8 @@ class Chart:
 
 def ticks(low, high, most=6):
   """Round numbers from `low` to `high`, at most about `most`."""
-  if not high > low:
+  # No step of less is told apart from none: where the two are equal, or differ in their last bits.
+  if not (high - low) / most >= max(sys.float_info.min, 1e-12 * max(abs(low), abs(high))):
     return (low,)
   step = 10.0 ** math.floor(math.log10((high - low) / most))
   step = next(step * times for times in (1, 2, 5, 10, 20) if (high - low) / (step * times) <= most)
@@ -149,7 +152,7 @@ def _thinned(series):
   """The series with finite points alone, and no more of them than can be told apart."""
   spreads = series.spreads or (0.0,) * len(series.xs)
   points = zip(series.xs, series.ys, spreads, strict=True)
-  points = [point for point in points if all(value is not None and _is_finite(value) for value in point)]
+  points = [point for point in points if all(value is not None and abs(value) <= _LARGEST for value in point)]
   every = -(-len(points) // _MOST_POINTS)
   if series.line and every > 1:  # means of neighbours
     points = [tuple(np.mean(points[i : i + every], axis=0)) for i in range(0, len(points), every)]

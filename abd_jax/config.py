@@ -79,9 +79,9 @@ class Inversion(_Plain):
   synthetic_images: int = _field(1024, 'of --inversion=images, rounded up to whole batches', at_least=1)
   image_steps: int = _field(1000, 'of --inversion=images, for each batch of its images', at_least=1)
   image_learning_rate: float = _field(0.05, 'of --inversion=images, of Adam', above=0)
-  image_jitter: int = _field(2, 'of --inversion=images: shifts by up to so many pixels, in a batch\'s making alike,'
-                             ' each image its own way when it is learned from', at_least=0)
-  image_flip: bool = _field(True, 'of --inversion=images: mirrors likewise, with probability one half')
+  image_jitter: int = _field(2, 'of --inversion=images: images are shifted by up to so many pixels, all of a batch by'
+                             ' as many while they are made, each by its own when it is learned from', at_least=0)
+  image_flip: bool = _field(True, 'of --inversion=images: and mirrored with probability one half, in the same way')
   generator: str = _field('auto', 'auto: by image size', choices=('auto', *GENERATORS))
   generator_init: str = _field('fresh', 'fresh: a new generator each task; warm: one generator and one Adam for all'
                                ' tasks, as in the authors\' code', choices=('fresh', 'warm'))

@@ -5,11 +5,13 @@ not timed are taken to reach as many operations a second as the ones that were.
 """
 
 import dataclasses
+import json
 
 from abd_jax.benchmark import STEPS, step_flops
 from abd_jax.config import Config
 from abd_jax.errors import UserError
 from abd_jax.programs import inversion_steps
+from abd_jax.written import is_line, is_of, path_of, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,35 @@ def seconds_of(config: Config, found: dict) -> float:
   """Seconds of a run, where `found` is what `benchmark.run` found on the machine."""
   reached = {row['step']: row['flops_per_second'] for row in found['steps']}
   return sum(count / reached[name] for name, count in flops_of(config).items())
+
+
+def read(path):
+  """What `benchmark.run` found, from the file where `experiments/benchmark.py --json` put it.
+
+  Raises:
+    UserError: it cannot be read, or is another file.
+  """
+  path = path_of(path, '--benchmark=')
+  try:
+    found = json.loads(path.read_text('utf-8'))
+  except OSError as error:
+    raise UserError(f'--benchmark={shown(path)} cannot be read: {error.strerror}.') from None
+  except (ValueError, RecursionError):
+    found = None
+  if not _is_found(found):
+    raise UserError(f'--benchmark={shown(path)} is not what experiments/benchmark.py --json=FILE writes.')
+  return found
+
+
+def _is_found(found):
+  """Whether a JSON value has all that is read of what `benchmark.run` found."""
+  if not isinstance(found, dict) or not isinstance(found.get('steps'), list):
+    return False
+  texts = all(is_of(found.get(name), str) and is_line(found[name]) for name in ('ours', 'device', 'student'))
+  counts = all(is_of(found.get(name), int) for name in ('image_size', 'batch_size'))
+  reached = {str(row.get('step')): row.get('flops_per_second') for row in found['steps'] if isinstance(row, dict)}
+  rates = all(is_of(reached.get(name), float) and 1 <= reached[name] < 1e300 for name in STEPS)
+  return texts and counts and rates and len(reached) == len(found['steps'])
 
 
 def markdown(configs: dict[str, Config], found: dict) -> str:

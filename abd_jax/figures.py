@@ -25,8 +25,10 @@ from absl import flags
 from abd_jax import config as config_lib
 from abd_jax import tables
 from abd_jax.errors import UserError
+from abd_jax.files import writing
 from abd_jax.published import REPLAY
 from abd_jax.results import Results
+from abd_jax.written import is_line, is_of, path_of, shown
 
 # Told apart by shape too, and by those who see few colours (Okabe and Ito).
 POPULATIONS = {
@@ -36,6 +38,10 @@ POPULATIONS = {
 }
 _PAIRS = {'real_old_real_new': 'real_new', 'real_old_synthetic': 'synthetic'}
 _NAMES = {'mid': 'MID', 'mmd': 'squared MMD'}
+_DEFAULTS = config_lib.as_dict(config_lib.Config())  # an earlier version did not have every flag
+# Flags that make no other benchmark.
+_APART = {leaf.name for leaf in config_lib.leaves(config_lib.Config()) if not leaf.field.metadata['identity']}
+_APART |= {'method', 'seed'}
 
 
 def _figure(panels_RC, width=3.0, height=2.7, **kwargs):
@@ -48,14 +54,30 @@ def _figure(panels_RC, width=3.0, height=2.7, **kwargs):
 
 
 def save(figure, folder, name):
-  """Writes <folder>/<name>.png and .pdf; the same figure is the same file."""
-  Path(folder).mkdir(parents=True, exist_ok=True)
-  figure.savefig(Path(folder) / f'{name}.png', dpi=110)
-  figure.savefig(Path(folder) / f'{name}.pdf', metadata={'CreationDate': None})
+  """Writes <folder>/<name>.png and .pdf; the same figure is the same file.
+
+  Raises:
+    UserError: they cannot be written.
+  """
+  with writing(folder):
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    figure.savefig(Path(folder) / f'{name}.png', dpi=110)
+    figure.savefig(Path(folder) / f'{name}.pdf', metadata={'CreationDate': None})
 
 
-def _title(said):
-  return f'{said["flags"]["method"]}, after task {said["after_task"]}'
+def _label(said, switches):
+  return said['flags']['method'] + (f' ({switches})' if switches else '')
+
+
+def _title(said, switches=''):
+  return _wrapped(f'{_label(said, switches)}, after task {said["after_task"]}')
+
+
+def _switches(panels_RC):
+  """[R] the flags in which each row of panels departs from most, as texts: what tells them apart."""
+  flags_R = [_DEFAULTS | row[0][0]['flags'] for row in panels_RC]
+  usual = tables.usual_flags(flags_R)
+  return [tables.switches_of(flags, usual, _APART) for flags in flags_R]
 
 
 def draw_distances(panels_RC, measure):
@@ -66,16 +88,16 @@ def draw_distances(panels_RC, measure):
     measure: 'mid' or 'mmd'.
   """
   figure, axes_RC = _figure(panels_RC, sharey='row')
-  for row, axes_C in zip(panels_RC, axes_RC, strict=True):
+  for row, axes_C, switches in zip(panels_RC, axes_RC, _switches(panels_RC), strict=True):
     axes_C[0].set_ylabel(f'{_NAMES[measure]} to real old images')
     for said_S, axes in zip(row, axes_C, strict=False):
       for i, (pair, population) in enumerate(_PAIRS.items()):
-        values = [said[measure][pair] for said in said_S if said[measure][pair] is not None]
+        values = [said[measure][pair] for said in said_S if said[measure].get(pair) is not None]
         if values:
           name, colour, _ = POPULATIONS[population]
           error = np.std(values) if len(values) > 1 else None
           axes.bar(i, np.mean(values), 0.6, yerr=error, capsize=4, color=colour, label=name)
-      axes.set(title=_title(said_S[0]), xticks=range(len(_PAIRS)), xlim=(-0.6, len(_PAIRS) - 0.4))
+      axes.set(title=_title(said_S[0], switches), xticks=range(len(_PAIRS)), xlim=(-0.6, len(_PAIRS) - 0.4))
       axes.set_xticklabels([POPULATIONS[population][0] for population in _PAIRS.values()])
       axes.spines[['top', 'right']].set_visible(False)
     for axes in axes_C[len(row) :]:
@@ -86,13 +108,13 @@ def draw_distances(panels_RC, measure):
 def draw_tsne(panels_RC):
   """The populations in the plane (Figure C), of the first seed of each panel; arguments as of `draw_distances`."""
   figure, axes_RC = _figure(panels_RC)
-  for row, axes_C in zip(panels_RC, axes_RC, strict=True):
+  for row, axes_C, switches in zip(panels_RC, axes_RC, _switches(panels_RC), strict=True):
     for said_S, axes in zip(row, axes_C, strict=False):
       for population, (name, colour, marker) in POPULATIONS.items():
-        if points := said_S[0]['tsne'][population]:
+        if points := said_S[0]['tsne'].get(population):
           x, y = np.asarray(points).T
           axes.scatter(x, y, 9, colour, marker=marker, alpha=0.6, linewidths=0, label=name)
-      axes.set(title=_title(said_S[0]), xticks=[], yticks=[])
+      axes.set(title=_title(said_S[0], switches), xticks=[], yticks=[])
     for axes in axes_C[len(row) :]:
       axes.set_axis_off()
   shown = {}
@@ -196,7 +218,7 @@ def read(path):
   Raises:
     UserError: there is none.
   """
-  path = Path(path).expanduser()
+  path = path_of(path)
   if path.is_dir():
     files = [path / name for name in ('results.json', 'diagnostics.json') if (path / name).exists()]
     files = files or sorted(path.glob('**/seed*/results.json')) + sorted(path.glob('**/seed*/diagnostics.json'))
@@ -213,45 +235,90 @@ def read(path):
 
 
 def _diagnosed(file):
-  """What a diagnostics.json says, None for another file."""
+  """What a diagnostics.json says, None for another file.
+
+  Raises:
+    UserError: it is one that was edited, of which no figure can be drawn.
+  """
   try:
-    said = json.loads(file.read_text())
-  except (OSError, ValueError):
+    said = json.loads(file.read_text('utf-8'))
+  except (OSError, ValueError, RecursionError):
     return None  # of which `Results.load` says what is wrong
-  return said if isinstance(said, dict) and {'flags', 'mid', 'tsne'} <= said.keys() else None
+  if not isinstance(said, dict) or not {'flags', 'mid', 'tsne'} <= said.keys():
+    return None
+  if objection := _objection(said):
+    raise UserError(f'{shown(file)} is not a diagnostics.json: {objection}.')
+  return said
+
+
+def _objection(said):
+  """What in a diagnostics.json no figure can be drawn of, as the end of a sentence; None where all can."""
+  told, after = said['flags'], said.get('after_task')
+  if not isinstance(told, dict) or not is_of(told.get('method'), str) or not is_line(told['method']):
+    return 'flags must have a method'
+  if not is_of(told.get('seed'), int) or not is_of(after, int):
+    return 'seed in flags, and after_task, must be whole numbers'
+  under_teacher = said.get('under_teacher') or {}
+  for of in (said, under_teacher):
+    for measure in _NAMES if of else ():
+      if not isinstance(of, dict) or not isinstance(of.get(measure), dict) or not all(
+          of[measure].get(pair) is None or _is_figure(of[measure][pair]) for pair in _PAIRS
+      ):
+        return f'{measure} must be numbers, or null, by pair of populations'
+  for name in POPULATIONS:
+    points = said['tsne'].get(name) if isinstance(said['tsne'], dict) else 0
+    if points is not None and not (isinstance(points, list) and all(map(_is_point, points))):
+      return 'tsne must be pairs of numbers, or null, by population'
+  return None
+
+
+def _is_figure(value):
+  return is_of(value, float) and abs(value) < 1e300
+
+
+def _is_point(value):
+  return isinstance(value, list) and len(value) == 2 and all(map(_is_figure, value))
 
 
 def panels_of(diagnosed):
-  """[R][C][S] for `draw_distances`: benchmarks, methods with synthetic images in the paper's order, seeds."""
-  leaves = config_lib.leaves(config_lib.Config())
-  apart = {leaf.name for leaf in leaves if not leaf.field.metadata['identity']} | {'method', 'seed'}
-  defaults = config_lib.as_dict(config_lib.Config())  # an earlier version did not have every flag
+  """[R][C][S] for `draw_distances`: benchmarks, methods with synthetic images in the paper's order, seeds.
+
+  Raises:
+    UserError: a seed of a panel is given twice.
+  """
   order, benchmarks = list(REPLAY), {}
   for said in sorted(diagnosed, key=lambda said: said['flags']['seed']):
-    if said['mid']['real_old_synthetic'] is not None:
-      told = {name: value for name, value in (defaults | said['flags']).items() if name not in apart}
+    if said['mid'].get('real_old_synthetic') is not None:
+      told = {name: value for name, value in (_DEFAULTS | said['flags']).items() if name not in _APART}
       methods = benchmarks.setdefault(json.dumps([told, said['after_task']], sort_keys=True), {})
       methods.setdefault(said['flags']['method'], []).append(said)
+  for methods in benchmarks.values():
+    for method, said_S in methods.items():
+      tables.check_seeds(method, [said['flags']['seed'] for said in said_S])
   place = lambda method: order.index(method) if method in order else len(order)
   return [[methods[name] for name in sorted(methods, key=place)] for methods in benchmarks.values()]
 
 
 def distance_table(panels_RC):
-  """The bars of Figures 2 and B as Markdown, a row a panel; arguments as of `draw_distances`.
+  """The bars of Figures 2 and B as Markdown, a row a panel, named as there; arguments as of `draw_distances`.
 
   Under the teacher, the classifier as it was before the task, stands how far synthetic images were when they were made.
   """
   others = ('new', 'synthetic', 'synthetic under the teacher')
   columns = ['method', 'seeds', *(f'{name}, {other}' for name in _NAMES.values() for other in others)]
   text = '| ' + ' | '.join(columns) + ' |\n' + '|---' * len(columns) + '|\n'
-  for said_S in (said_S for row in panels_RC for said_S in row):
-    cells = [said_S[0]['flags']['method'], ', '.join(str(said['flags']['seed']) for said in said_S)]
+  ends = {row[0][0]['after_task'] for row in panels_RC}
+  named = [(said_S, switches) for row, switches in zip(panels_RC, _switches(panels_RC), strict=True) for said_S in row]
+  for said_S, switches in named:
+    name = _label(said_S[0], switches) + (f', after task {said_S[0]["after_task"]}' if len(ends) > 1 else '')
+    cells = [tables.escaped(name), ', '.join(str(said['flags']['seed']) for said in said_S)]
     for measure, digits in (('mid', 2), ('mmd', 3)):
-      new, synthetic = ([said[measure][pair] for said in said_S] for pair in _PAIRS)
-      before = [said['under_teacher'][measure]['real_old_synthetic'] for said in said_S]
+      new, synthetic = ([said[measure].get(pair) for said in said_S] for pair in _PAIRS)
+      before = [((said.get('under_teacher') or {}).get(measure) or {}).get('real_old_synthetic') for said in said_S]
       for values in (new, synthetic, before):
-        spread = f' ± {np.std(values):.{digits}f}' if len(values) > 1 else ''
-        cells.append(f'{np.mean(values):.{digits}f}{spread}')
+        known = [value for value in values if value is not None]
+        spread = f' ± {np.std(known):.{digits}f}' if len(known) > 1 else ''
+        cells.append(f'{np.mean(known):.{digits}f}{spread}' if known else '')
     text += '| ' + ' | '.join(cells) + ' |\n'
   return text
 
@@ -299,7 +366,7 @@ def _draw(arguments):
   if not arguments:
     raise UserError('An argument is needed: python -m abd_jax.figures RUN_OR_FILE... --out=FOLDER')
   found = [read(path) for path in arguments]
-  folder = Path(flags.FLAGS.out).expanduser()
+  folder = path_of(flags.FLAGS.out, '--out=')
   results, diagnosed = ([one for part in parts for one in part] for parts in zip(*found, strict=True))
   for sentence in draw_all(results, diagnosed, folder):
     print(sentence)

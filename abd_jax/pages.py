@@ -197,7 +197,7 @@ def _run(run, name):
       'times': times,
       'time_head': _TIME_HEAD,
       'time_row': _time_row(results.method, times),
-      'rates': [(_PARTS[kind], rate) for kind, rate in results.steps_per_second.items() if rate],
+      'rates': [(_PARTS.get(kind, kind), rate) for kind, rate in results.steps_per_second.items() if rate],
       'peak_gigabytes': results.peak_memory_bytes / 1e9,
       'device': results.device,
       'versions': results.versions,

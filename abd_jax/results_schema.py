@@ -38,6 +38,11 @@ def _contradiction(said):
   for name in ('accuracy_matrix', 'accuracy_matrix_local'):
     if not _is_lower_triangle(said[name], learned):
       return f'{name} must have {learned} rows of {learned}, numbers from 0 to 100 with null above the diagonal'
+  if said['final_accuracy'] != said['accuracy_after_task'][-1]:
+    return f'final_accuracy is {said["final_accuracy"]}, and the last of accuracy_after_task another'
+  for name in ('method', 'student', 'num_tasks', 'seed', 'top_k'):  # of which an earlier version's config may lack some
+    if said['config'].get(name, said[name]) != said[name]:
+      return f'{name} is {said[name]}, and in config another'
   for leaf in config_lib.leaves(config_lib.Config()):
     value = said['config'].get(leaf.name, leaf.value)
     if not is_of(value, type(leaf.field.default)):

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from abd_jax import config as config_lib
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
-from abd_jax.published import ABLATIONS, FIGURES, REPLAY, Benchmark, Figures
+from abd_jax.published import ABLATIONS, FIGURES, FLAGS, REPLAY, Benchmark, Figures
 from abd_jax.results import Results
 
 
@@ -160,30 +161,37 @@ def _rows(runs):
   for r in runs:
     told = {name: value for name, value in r.config.items() if name not in apart | _idle(r.method)}
     grouped.setdefault(json.dumps(told, sort_keys=True), []).append(r)
-  usual = _usual_flags([group[0] for group in grouped.values()])
+  usual = usual_flags([group[0].config for group in grouped.values()])
   rows = [_row(group, usual, apart | _idle(group[0].method)) for group in grouped.values()]
-  figures = _published_of(runs)
+  benchmarks = [benchmark for benchmark in map(_benchmark_of, runs) if benchmark]
+  figures = FIGURES[benchmarks[0]] if benchmarks else {}
   rows += [
       Row(name, '', REPLAY[name], (), {}, _published_cells(figure))
-      for name, figure in figures.items() if name not in {row.method for row in rows}
+      for name, figure in figures.items() if name not in {row.method for row in rows if row.published}
   ]
   return tuple(sorted(rows, key=_paper_order))
 
 
 def _idle(method):
-  """The flags that say nothing to a method of ours: the room of a coreset to one that keeps none, a second phase's."""
+  """The flags that say nothing to a method of ours: of a coreset, a second phase, an inversion, where it has none."""
   if method not in METHODS:
     return set()
   memory = {'memory'} if METHODS[method].coreset is None else set()
-  return memory | ({'second_epochs', 'second_learning_rate'} if len(METHODS[method].later) == 1 else set())
+  second = {'second_epochs', 'second_learning_rate'} if len(METHODS[method].later) == 1 else set()
+  inversion = set() if METHODS[method].dreams else {leaf.name for leaf in config_lib.leaves(config_lib.Inversion())}
+  return memory | second | inversion
 
 
-def _usual_flags(runs):
-  """{flag: the value that most rows have}; of equally many the default, so that who departs from it is named."""
+def usual_flags(configs):
+  """{flag: the value that most rows have}; of equally many the default, so that who departs from it is named.
+
+  Args:
+    configs: of each row its flags, {name: value}.
+  """
   defaults = config_lib.as_dict(config_lib.Config())
   usual = {}
-  for name in runs[0].config:
-    counts = collections.Counter(json.dumps(r.config.get(name)) for r in runs)
+  for name in configs[0]:
+    counts = collections.Counter(json.dumps(config.get(name)) for config in configs)
     most = max(counts.values())
     candidates = [value for value, count in counts.items() if count == most]
     default = json.dumps(defaults.get(name))
@@ -191,34 +199,58 @@ def _usual_flags(runs):
   return usual
 
 
+def switches_of(config, usual, apart):
+  """The flags in which a row departs from the usual ones, as text; `apart` are names that tell no rows apart."""
+  return ', '.join(
+      f'--{name}={config_lib.text_of(value)}' for name, value in config.items()
+      if name not in apart and value != usual.get(name, value)
+  )
+
+
+def check_seeds(method, seeds):
+  """Makes sure that the runs of a row are of different seeds.
+
+  Raises:
+    UserError: one is given twice, and would count twice.
+  """
+  if len(set(seeds)) < len(seeds):
+    raise UserError(f'A seed of {method} is given twice: the runs have seeds {", ".join(map(str, seeds))}.')
+
+
 def _row(runs, usual, apart):
   runs = sorted(runs, key=lambda r: r.seed)
   first, seeds = runs[0], tuple(r.seed for r in runs)
-  switches = ', '.join(
-      f'--{name}={config_lib.text_of(value)}' for name, value in first.config.items()
-      if name not in apart | {'method'} and value != usual.get(name, value)
-  )
-  if len(set(seeds)) < len(seeds):
-    raise UserError(f'A seed of {first.method} is given twice: the runs have seeds {", ".join(map(str, seeds))}.')
+  switches = switches_of(first.config, usual, apart | {'method'})
+  check_seeds(first.method, seeds)
   cells = {}
   for name, metric in METRICS.items():
     values = [value for value in map(metric.of, runs) if value is not None]
     if values:
       spread = float(np.std(values)) if metric.spread and len(values) > 1 else None
       cells[name] = Cell(float(np.mean(values)), spread, len(values))
-  # An ablated method is another method to the literature, which gives it no figure.
-  figure = _published_of([first]).get(first.method) if first.config.get('ablate', 'none') == 'none' else None
+  benchmark = _benchmark_of(first)
+  figure = FIGURES[benchmark].get(first.method) if benchmark and _is_as_published(first, benchmark) else None
   published = _published_cells(figure) if figure else {}
   return Row(first.method, switches, REPLAY.get(first.method, ''), seeds, cells, published, tuple(runs))
 
 
-def _published_of(runs):
-  """{method: Figures} of the benchmark that any of the runs is one of."""
-  for r in runs:
-    benchmark = Benchmark(r.dataset, len(r.class_order), r.num_tasks, r.student, r.config['epochs'], r.top_k)
-    if benchmark in FIGURES and r.config['image_size'] == 0 and len(r.accuracy_after_task) == r.num_tasks:
-      return FIGURES[benchmark]
-  return {}
+def _benchmark_of(r):
+  """The `Benchmark` of a whole run, None where the literature has no figures of it."""
+  benchmark = Benchmark(r.dataset, len(r.class_order), r.num_tasks, r.student, r.config['epochs'], r.top_k)
+  whole = r.config['image_size'] == 0 and len(r.accuracy_after_task) == r.num_tasks
+  return benchmark if whole and benchmark in FIGURES else None
+
+
+def _is_as_published(r, benchmark):
+  """Whether a run had the flags of the published ones, those apart that say nothing to its method."""
+  leaves = config_lib.leaves(config_lib.Config())
+  default = config_lib.as_dict(config_lib.Config())
+  apart = {'method', 'seed', 'precision', 'num_classes'} | {field.name for field in dataclasses.fields(Benchmark)}
+  apart |= _idle(r.method)
+  return all(
+      r.config[leaf.name] in FLAGS[benchmark].get(leaf.name, (default[leaf.name],))
+      for leaf in leaves if leaf.field.metadata['identity'] and leaf.name in r.config and leaf.name not in apart
+  )
 
 
 def _published_cells(figures):
@@ -260,6 +292,11 @@ def text_rows(table, metrics=SHORT):
   return [head, *rows]
 
 
+def escaped(text):
+  """A cell's text, in which a bar ends no cell, for a Markdown table."""
+  return text.replace('|', r'\|')
+
+
 def markdown(tables, metrics=SHORT):
   """The tables as Markdown; `metrics` are names in `METRICS`."""
   text = ''
@@ -267,19 +304,19 @@ def markdown(tables, metrics=SHORT):
     head, *rows = text_rows(table, metrics)
     text += f'**{table.dataset}**, {table.setting()}\n\n'
     text += '| ' + ' | '.join(head) + ' |\n' + '|---' * len(head) + '|\n'
-    text += ''.join('| ' + ' | '.join(row) + ' |\n' for row in rows) + '\n'
+    text += ''.join('| ' + ' | '.join(map(escaped, row)) + ' |\n' for row in rows) + '\n'
   return text
 
 
+# What LaTeX sets otherwise, or not at all; two hyphens would be a dash.
+_LATEX = {
+    'A_N': '$A_N$', 'Omega': r'$\Omega$', '±': r'$\pm$', '--': '-{}-', '\\': r'\textbackslash{}',
+    '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', **{character: '\\' + character for character in '%#&_${}'},
+}
+
+
 def _escape(text):
-  for plain, escaped in (('\\', r'\textbackslash{}'), ('A_N', '$A_N$'), ('Omega', r'$\Omega$'), ('±', r'$\pm$')):
-    text = text.replace(plain, escaped)
-  inside_math = False
-  escaped = ''
-  for character in text:
-    inside_math ^= character == '$'
-    escaped += '\\' + character if character in '%#&_' and not inside_math else character
-  return escaped.replace('--', '-{}-')  # two hyphens would be set as a dash
+  return re.sub('|'.join(map(re.escape, _LATEX)), lambda found: _LATEX[found.group()], text)
 
 
 def latex(tables, metrics=SHORT):

@@ -3,7 +3,6 @@
   python experiments/cost.py --benchmark=benchmark.json experiments/flags/cifar100_10_abd.flags
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
@@ -13,10 +12,7 @@ from abd_jax.errors import UserError
 
 
 def main(flagfiles):
-  try:
-    found = json.loads(Path(flags.FLAGS.benchmark).read_text())
-  except (OSError, ValueError) as error:
-    raise UserError(f'--benchmark={flags.FLAGS.benchmark} cannot be read: {error}.') from None
+  found = cost.read(flags.FLAGS.benchmark)
   if not flagfiles:
     raise UserError('Name the flagfiles of the runs after the flags.')
   print(cost.markdown({Path(file).stem: config.from_flagfile(file) for file in flagfiles}, found), end='')

@@ -58,6 +58,33 @@ def test_the_readmes_table_is_the_commands():
   assert shown == cost.markdown(configs, found)
 
 
+@pytest.mark.parametrize('text', [
+    '{}', '[1]', '{"steps": 3}', '{"steps": [1]}', 'no JSON', '[' * 100000,
+    Path('experiments/results/benchmark/tpu_v5e_compiled.json'),  # has steps, and no times
+    lambda found: found['steps'][1].update(flops_per_second=0),
+    lambda found: found['steps'][2].update(flops_per_second='fast'),
+    lambda found: found['steps'].pop(),
+    lambda found: found.pop('batch_size'),
+    lambda found: found.update(device=None),
+])
+def test_another_file_in_the_place_of_a_benchmark_is_refused(text, tmp_path):
+  committed = Path('experiments/results/benchmark/cpu.json')
+  found = cost.read(committed)
+  if callable(text):
+    text(found)
+    text = json.dumps(found)
+  path = tmp_path / 'benchmark.json'
+  path.write_text(text.read_text() if isinstance(text, Path) else text)
+  with pytest.raises(UserError, match=r'^--benchmark=.*benchmark.json is not what experiments/benchmark.py'):
+    cost.read(path)
+
+
+@pytest.mark.parametrize('place', ['', '/nowhere/benchmark.json'])
+def test_a_benchmark_that_is_not_there_is_refused(place):
+  with pytest.raises(UserError, match='^--benchmark=.* cannot be read: '):
+    cost.read(place)
+
+
 def test_other_runs_are_refused():
   with pytest.raises(UserError, match='digits is not a run of abd on one of cifar100, tiny_imagenet, imagenet.'):
     cost.markdown({'digits': config.Config(dataset='digits')}, {**dict.fromkeys(

@@ -266,7 +266,8 @@ def _shorten(folder, tasks):
   results = json.loads((folder / 'results.json').read_text())
   matrix = [[50.0] * (n + 1) + [None] * (tasks - n - 1) for n in range(tasks)]
   changes = {'num_tasks': tasks, 'class_order': list(range(tasks)), 'class_names': []}
-  changes['accuracy_after_task'] = [50.0] * tasks
+  changes |= {'accuracy_after_task': [50.0] * tasks, 'final_accuracy': 50.0}
+  changes['config'] = {**results['config'], 'num_tasks': tasks}
   changes |= dict.fromkeys(('accuracy_matrix', 'accuracy_matrix_local'), matrix)
   (folder / 'results.json').write_text(json.dumps({**results, **changes}))
 
@@ -312,6 +313,75 @@ def test_panels_are_benchmarks_by_methods_by_seeds(abd):
   assert sorted(told, key=len) == [
       [[('abd', 0)]], [[('deep_inversion', 0)], [('abd', 0), ('abd', 1)]]
   ]
+
+
+COMMITTED = ROOT / 'experiments' / 'results' / 'diagnostics'
+
+
+def test_a_seed_given_twice_is_refused():
+  said = figures.read(COMMITTED / 'cifar100mini20_2_abd_seed0.json')[1]
+  with pytest.raises(UserError, match='A seed of abd is given twice: the runs have seeds 0, 0.'):
+    figures.panels_of(said + said)
+
+
+def test_rows_are_named_by_the_flags_in_which_they_depart():
+  names = ('cifar100mini20_2_abd_seed0', 'cifar100mini20_2_abd_seed1', 'inversion_2000/cifar100mini20_2_abd_seed1')
+  panels = figures.panels_of([one for name in names for one in figures.read(COMMITTED / f'{name}.json')[1]])
+  rows = [line.split(' | ')[:2] for line in figures.distance_table(panels).splitlines()[2:]]
+  assert rows == [['| abd', '0, 1'], ['| abd (--inversion_steps=2000)', '1']]
+  for figure in (figures.draw_distances(panels, 'mid'), figures.draw_tsne(panels)):
+    titles = [axes.get_title().replace('\n', ' ') for axes in figure.axes]
+    assert titles == ['abd, after task 2', 'abd (--inversion_steps=2000), after task 2']
+  panels[1][0][0]['after_task'] = 1
+  rows = [line.split(' | ')[0] for line in figures.distance_table(panels).splitlines()[2:]]
+  assert rows == ['| abd, after task 2', '| abd (--inversion_steps=2000), after task 1']
+
+
+@pytest.mark.parametrize('change, objection', [
+    (lambda said: said.update(flags=1), 'flags must have a method'),
+    (lambda said: said['flags'].update(method=['abd']), 'flags must have a method'),
+    (lambda said: said['flags'].update(seed='0'), 'seed in flags, and after_task, must be whole numbers'),
+    (lambda said: said.pop('after_task'), 'seed in flags, and after_task, must be whole numbers'),
+    (lambda said: said.update(mid=2), 'mid must be numbers, or null, by pair of populations'),
+    (lambda said: said.pop('mmd'), 'mmd must be numbers, or null, by pair of populations'),
+    (lambda said: said['mid'].update(real_old_synthetic='far'), 'mid must be numbers, or null, by pair'),
+    (lambda said: said['under_teacher'].pop('mid'), 'mid must be numbers, or null, by pair of populations'),
+    (lambda said: said.update(under_teacher=3), 'mid must be numbers, or null, by pair of populations'),
+    (lambda said: said.update(tsne=3), 'tsne must be pairs of numbers, or null, by population'),
+    (lambda said: said['tsne'].update(synthetic=[[1, 2], [3]]), 'tsne must be pairs of numbers, or null'),
+])
+def test_an_edited_diagnostics_is_refused_in_a_sentence(tmp_path, change, objection):
+  said = json.loads((COMMITTED / 'cifar100mini20_2_abd_seed0.json').read_text())
+  change(said)
+  (tmp_path / 'diagnostics.json').write_text(json.dumps(said))
+  with pytest.raises(UserError, match=f'diagnostics.json is not a diagnostics.json: {objection}'):
+    figures.read(tmp_path / 'diagnostics.json')
+
+
+def test_distances_that_are_not_known_are_left_out(tmp_path):
+  said = json.loads((COMMITTED / 'cifar100mini20_2_abd_seed0.json').read_text())
+  said |= {'under_teacher': None, 'mmd': {}, 'tsne': {}, 'mid': {'real_old_synthetic': 4.0}}
+  (tmp_path / 'diagnostics.json').write_text(json.dumps(said))
+  other = json.loads(json.dumps(said).replace('"abd"', '"deep_inversion"'))
+  diagnosed = [*figures.read(tmp_path)[1], other]
+  assert figures.distance_table(figures.panels_of(diagnosed)).endswith('| abd | 0 |  | 4.00 |  |  |  |  |\n')
+  assert len(figures.draw_all([], diagnosed, tmp_path / 'figures')) == 5
+
+
+@pytest.mark.parametrize('arguments, sentence', [
+    (['{where}/none', '--out={where}/figures'], '{where}/none cannot be read: No such file or directory.'),
+    (['~nobody_of_this_name', '--out={where}/figures'], '~nobody_of_this_name is no path: '),
+    (['{run}', '--out={where}/file'], '{where}/file cannot be written: File exists.'),
+    (['{run}', '--out={where}/file/figures'], '{where}/file/figures cannot be written: Not a directory.'),
+    (['{run}', '--out=~nobody_of_this_name'], '--out=~nobody_of_this_name is no path: '),
+])
+def test_places_that_figures_cannot_come_from_or_go_to_are_said(tmp_path, arguments, sentence):
+  (tmp_path / 'file').touch()
+  run = ROOT / 'experiments' / 'results' / 'digits_5_abd_seed0.json'
+  arguments = [argument.format(where=tmp_path, run=run) for argument in arguments]
+  command = [sys.executable, '-m', 'abd_jax.figures', *arguments]
+  process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  assert process.returncode == 2 and process.stderr.startswith(sentence.format(where=tmp_path)), process.stderr
 
 
 def test_the_readmes_table_is_of_the_committed_figures():

@@ -1,13 +1,15 @@
 """One flagfile, one row of the paper's tables: all there, all read, their heads true."""
 
 import dataclasses
+import json
 import re
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from abd_jax import config, data
+from abd_jax import config, data, tables
 from abd_jax.data.streams import Streams
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Schedule
@@ -18,6 +20,7 @@ FILES = sorted(path.name for path in FOLDER.glob('*.flags'))
 BEYOND = [name for name in FILES if re.fullmatch(r'cifar100_\d+_(rdfcil|dream|abd_rerun)\.flags', name)]
 PAPERS = r'cifar100_\d+_(?!ablate_).*(?<!authors)\.flags'
 ROWS = [name for name in FILES if re.fullmatch(PAPERS, name) and name not in BEYOND]
+TIMED = [name for name in FILES if 'benchmark/cpu.json' in (FOLDER / name).read_text()]
 
 
 # 500 training images of each of 100 classes: all that decides how many steps a run makes.
@@ -30,6 +33,19 @@ def head(name):
   """The comment that a flagfile begins with, in one line."""
   lines = (FOLDER / name).read_text().splitlines()
   return ' '.join(line.removeprefix('# ') for line in lines if line.startswith('# '))
+
+
+def steps_of_learning(row):
+  """{task: steps} of a run on CIFAR-100, over all phases of the task."""
+  tasks = data.TaskSequence(LABELS_OF_CIFAR100, row.num_tasks)
+  found = dict.fromkeys(range(row.num_tasks), 0)
+  for task, phase, size in Streams(tasks, METHODS[row.method], row.memory, row.seed).sizes:
+    found[task] += size // row.optimisation.batch_size * phase.schedule(row.optimisation).epochs
+  return found
+
+
+def steps_of_inversion(row):
+  return row.inversion.inversion_steps * (row.num_tasks - 1) if METHODS[row.method].dreams else 0
 
 
 @pytest.fixture(autouse=True)
@@ -68,13 +84,37 @@ def test_its_head_says_what_the_literature_reports_and_how_many_steps_it_takes(n
   if figures:
     assert f'reported {figures.final_accuracy} ± {figures.spread} %' in head(name)
     assert figures.omega is None or f'Omega {figures.omega} %' in head(name)
-  tasks = data.TaskSequence(LABELS_OF_CIFAR100, row.num_tasks)
-  sizes = Streams(tasks, METHODS[row.method], row.memory, row.seed).sizes
-  batch_size = row.optimisation.batch_size
-  steps = sum(size // batch_size * phase.schedule(row.optimisation).epochs for _, phase, size in sizes)
-  assert f'{steps:,} steps of learning' in head(name)
-  inversion = f'{row.inversion.inversion_steps * (row.num_tasks - 1):,} of inversion'
+  assert f'{sum(steps_of_learning(row).values()):,} steps of learning' in head(name)
+  inversion = f' and {steps_of_inversion(row):,} of inversion'
   assert (inversion in head(name)) == METHODS[row.method].dreams
+
+
+@pytest.mark.parametrize('name', TIMED)
+def test_its_head_says_how_many_days_it_takes_by_the_committed_benchmark(name):
+  row = config.from_flagfile(FOLDER / name)
+  timed = json.loads((FOLDER.parent / 'results' / 'benchmark' / 'cpu.json').read_text())
+  seconds = {step['step']: step['milliseconds'] / 1000 for step in timed['steps']}
+  # A step with synthetic images is counted as ABD's, one of real images alone as that of ABD's first task.
+  later = 'abd' if METHODS[row.method].dreams else 'first'
+  learning = sum(steps * seconds[later if task else 'first'] for task, steps in steps_of_learning(row).items())
+  days = (learning + steps_of_inversion(row) * seconds['generator']) / 86400
+  assert f'at the speed of experiments/results/benchmark/cpu.json {days:.1f} days on two CPU cores' in head(name)
+
+
+def test_what_is_published_stands_beside_every_run_of_a_flagfile_with_a_figure():
+  counts = {'cifar100': 100, 'tiny_imagenet': 200}
+  beside = {}
+  for name in FILES:
+    row = config.from_flagfile(FOLDER / name)
+    classes = row.num_classes or counts.get(row.dataset)
+    benchmark = Benchmark(row.dataset, classes, row.num_tasks, row.student, row.optimisation.epochs, row.top_k)
+    if row.method in FIGURES.get(benchmark, ()) and row.image_size == 0:
+      run = types.SimpleNamespace(method=row.method, config=config.as_dict(row))
+      beside[name] = tables._is_as_published(run, benchmark)
+  departing = [name for name, is_so in beside.items() if not is_so]
+  # 11 methods of the paper and R-DFCIL in 5, 10 and 20 tasks, the authors' switches in each, five rows of ImageNet...
+  assert len(beside) >= 3 * (11 + 1 + 1) + 5
+  assert departing == [name for name in beside if 'ablate' in name] and len(departing) == 5  # of which none is known
 
 
 @pytest.mark.parametrize('part', ABLATIONS[1:])

@@ -65,3 +65,6 @@ def test_its_faults_are_the_committed_ones():
   assert f'{lost["median"]:.1f} s of work in the median' in said
   assert f'{lost["worst"]:.1f} s at worst' in said
   assert f'{stopping["worst"]:.1f} s at most' in said
+  places = report['resumed_in']
+  assert f'{places["inversion"]} times in an inversion, {places["between phases"]} times between phases and' in said
+  assert f'{places["learning"]} times in learning' in said and len(places) == 3

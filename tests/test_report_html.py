@@ -178,6 +178,11 @@ def test_the_time_is_split(run):
   assert 'abd 2.0 s, 20 % 5.0 s, 50 % 0.5 s, 5 % 1.5 s, 15 % 1.0 s, 10 % 10.0 s' in text
 
 
+def test_a_rate_of_another_name_is_shown_under_it(run):
+  results = dataclasses.replace(run[1], steps_per_second={'train': 2.0, 'dreaming': 5.0})
+  assert 'dreaming' in Page(pages.page([pages.Run(results)])).text
+
+
 def test_several_runs_are_compared_over_seeds_and_beside_the_published():
   of_seed = [
       dataclasses.replace(
@@ -259,6 +264,19 @@ def test_figures_that_are_not_finite_are_left_out():
   chart = charts.line_chart([charts.Series('a', (1, 2, 3), (1.0, float('nan'), None))], 'title')
   assert [mark.said for mark in chart.curves[0].marks] == ['a: 1, 1']
   assert charts.line_chart([charts.Series('a', (1,), (float('inf'),))], 'title') is None
+
+
+@pytest.mark.parametrize('ys, drawn', [
+    ((1.7e308, -1.7e308, 1.0, 2.0), 2),  # whose difference no float holds
+    ((1e300, -1e300), 2),
+    ((0.0, 5e-324), 2),  # a fifth of which is 0
+    ((1.0, 1.0 + 2.3e-16), 2),
+    ((10**400, 3), 1),
+])
+def test_figures_of_any_size_make_a_chart(ys, drawn):
+  chart = charts.line_chart([charts.Series('a', tuple(range(len(ys))), ys)], 'title')
+  assert len(chart.curves[0].marks) == drawn and 1 <= len(chart.y_ticks) <= 7
+  assert all(10 <= y <= 248 for y, _ in chart.y_ticks)
 
 
 def test_a_long_line_is_thinned_to_means_of_neighbours():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from abd_jax import report, tables, upper_bounds
+from abd_jax import config, report, tables, upper_bounds
 from abd_jax.errors import UserError
 from abd_jax.results import Results
 
@@ -23,7 +23,7 @@ def run_of(method='abd', seed=0, final=40.0, flags=(), **changes):
 
 def full_cifar100(method, seed=0, num_tasks=10, **changes):
   """A run on the whole of the paper's first benchmark."""
-  flags = dict(dataset='cifar100', num_tasks=num_tasks, student='resnet32', epochs=250)
+  flags = {**config.as_dict(config.Config()), 'dataset': 'cifar100', 'num_tasks': num_tasks}
   changes = {'accuracy_after_task': [50.0] * num_tasks, **changes}
   return run_of(
       method, seed, flags=flags, dataset='cifar100', num_tasks=num_tasks, student='resnet32',
@@ -71,7 +71,7 @@ def test_the_published_figures_stand_beside_and_what_is_missing_is_blank():
   assert lines[2] == '| method | replay | seeds | final accuracy A_N % | published | published |'
   assert '| abd | synthetic | 0, 1 | 40.0 ± 0.0 | 33.7 ± 1.2 | 69.6 |' in lines
   assert '| bic | coreset |  |  | 45.9 ± 1.8 | 81.9 |' in lines
-  assert '| R-DFCIL | synthetic |  |  | 42.4 ± 0.7 |  |' in lines
+  assert '| R-DFCIL (resnet32_icarl, 160 + 40 epochs) | synthetic |  |  | 42.4 ± 0.7 |  |' in lines
 
 
 @pytest.mark.parametrize('changes', [
@@ -84,12 +84,40 @@ def test_no_published_figure_stands_beside_another_benchmark(changes):
   assert 'published' not in text and text.count('\n| ') == 2
 
 
-@pytest.mark.parametrize('method, epochs, reported', [('rdfcil', 160, '42.4 ± 0.7'), ('abd', 200, '36.2 ± 0.9')])
-def test_what_r_dfcil_s_authors_report_stands_beside_their_student_and_schedule(method, epochs, reported):
+@pytest.mark.parametrize('method, flagfile, reported', [
+    ('rdfcil', 'rdfcil', '42.4 ± 0.7'), ('abd', 'abd_rerun', '36.2 ± 0.9'),
+])
+def test_what_r_dfcil_s_authors_report_stands_beside_their_student_and_schedule(
+    method, flagfile, reported, monkeypatch
+):
+  monkeypatch.chdir(ROOT)  # where flagfiles name one another from
+  told = config.as_dict(config.from_flagfile(f'experiments/flags/cifar100_10_{flagfile}.flags'))
+  theirs = dataclasses.replace(full_cifar100(method), student='resnet32_icarl', config=told)
+  assert f'| {method} | synthetic | 0 | 40.0 | {reported} |' in lines_of([theirs], ('final_accuracy',))
+
+
+@pytest.mark.parametrize('method, flags, beside', [
+    ('rehearsal', {}, True),
+    ('rehearsal', {'memory': 20}, False),
+    ('rehearsal', {'learning_rate': 1.0}, False),
+    ('rehearsal', {'batch_size': 8}, False),
+    ('rehearsal', {'decay_at': [200]}, False),
+    ('rehearsal', {'inversion_steps': 400, 'inversion': 'images'}, True),  # of which it has none
+    ('abd', {'inversion_steps': 400}, False),
+    ('abd', {'memory': 20, 'second_epochs': 3, 'precision': 'bfloat16', 'head_bias': 'auto'}, True),
+    ('abd', {'inversion': 'images'}, False),
+    # As the authors' code has it, where the paper does not.
+    ('abd', {'inversion_steps': 10000, 'generator_init': 'warm', 'finetune_classes': 'all'}, True),
+    ('abd', {'bn_double_update': True, 'local_ce_weight': False, 'color_jitter': False}, True),
+    ('abd', {'finetune_weight': 0.5}, False),
+])
+def test_a_published_figure_stands_beside_runs_of_its_flags_alone(method, flags, beside):
   run = full_cifar100(method)
-  theirs = dataclasses.replace(run, student='resnet32_icarl', config={**run.config, 'epochs': epochs})
-  lines = lines_of([theirs], ('final_accuracy',))
-  assert f'| {method} | synthetic | 0 | 40.0 | {reported} |' in lines
+  [table] = tables.collate([dataclasses.replace(run, config={**run.config, **flags})])
+  rows = [row for row in table.rows if row.method == method]
+  assert [('final_accuracy' in row.published, len(row.runs)) for row in rows] == (
+      [(True, 1)] if beside else [(False, 1), (True, 0)]
+  )
 
 
 def test_a_second_phase_s_flags_are_idle_where_there_is_none():
@@ -100,7 +128,7 @@ def test_a_second_phase_s_flags_are_idle_where_there_is_none():
 def test_an_ablation_has_no_published_figure():
   ablated = full_cifar100('abd')
   ablated = dataclasses.replace(ablated, config={**ablated.config, 'ablate': 'balance'})
-  rows = {row.label: row for row in tables.collate([full_cifar100('abd'), ablated])[0].rows}
+  rows = {row.label: row for row in tables.collate([full_cifar100('abd'), ablated])[0].rows if row.runs}
   assert rows['abd'].published['final_accuracy'].mean == 33.7
   assert rows['abd (--ablate=balance)'].published == {}
 
@@ -124,6 +152,14 @@ def test_latex_is_escaped():
   assert r'lwf\_mc & none & 0, 1 & 42.0 $\pm$ 2.0 \\' in text
   assert r'abd (-{}-local\_ce\_weight=false) & synthetic & 0 & 40.0 \\' in text
   assert text.index(r'\toprule') < text.index(r'\midrule') < text.index(r'\bottomrule')
+
+
+def test_what_a_name_holds_is_one_cell_and_set_as_it_is():
+  runs = [run_of('abd'), run_of('mine', flags={'dataset': r'npz:a|b\c{d}~e^f$g'})]
+  tables_ = tables.collate(runs)
+  assert r'| mine (--dataset=npz:a\|b\c{d}~e^f$g) |  | 0 | 40.0 |' in tables.markdown(tables_, ('final_accuracy',))
+  said = r'npz:a|b\textbackslash{}c\{d\}\textasciitilde{}e\textasciicircum{}f\$g'
+  assert rf'mine (-{{}}-dataset={said}) &  & 0 & 40.0 \\' in tables.latex(tables_, ('final_accuracy',))
 
 
 def test_csv_has_every_metric_and_its_seeds():
@@ -151,10 +187,10 @@ def test_seconds_a_batch_and_memory_as_the_paper_counts_it():
 def test_report_pairs_runs_with_their_upper_bound(tmp_path, capsys):
   # Halves and quarters of the upper bound over two tasks: (1/2 + 1/4) / 2.
   two_tasks = {name: [[50.0, None], [50.0, 50.0]] for name in ('accuracy_matrix', 'accuracy_matrix_local')}
-  bound = run_of('upper_bound', 0, accuracy_after_task=[80.0, 80.0], **two_tasks)
+  bound = run_of('upper_bound', 0, 80.0, accuracy_after_task=[80.0, 80.0], **two_tasks)
   bound.save(tmp_path / 'bound.json')
-  run_of('base', 0, accuracy_after_task=[40.0, 20.0], **two_tasks).save(tmp_path / 'base.json')
-  other = run_of('abd', 1, accuracy_after_task=[40.0, 20.0], **two_tasks)
+  run_of('base', 0, 20.0, accuracy_after_task=[40.0, 20.0], **two_tasks).save(tmp_path / 'base.json')
+  other = run_of('abd', 1, 20.0, accuracy_after_task=[40.0, 20.0], **two_tasks)
   dataclasses.replace(other, class_order=other.class_order[::-1]).save(tmp_path / 'abd.json')
   paths = [str(tmp_path / f'{name}.json') for name in ('bound', 'base', 'abd')]
   assert report.main([*paths, '--metrics=omega']) == 0

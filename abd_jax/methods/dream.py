@@ -21,9 +21,14 @@ from abd_jax.methods.interface import OWN
 
 
 def own_parameters(shapes):
-  """What the discriminant is made of, and the trained head while the one that was made stands in its place.
+  """What is kept beside the head that answers, zeros at first.
 
-  `means` [D, K] and `covariance` [D, D] are those of a `discriminant.Discriminant`.
+  Args:
+    shapes: an `interface.Shapes`, of D features and K classes.
+
+  Returns:
+    (key) -> {'trained': {'kernel': f32[D, K], 'bias': f32[K]}, 'means': f32[D, K], 'covariance': f32[D, D]}: the head
+    as it was trained, and what the `discriminant.Discriminant` that answers was made of, its means as columns.
   """
   size, classes = shapes.features, shapes.classes
   empty = {
@@ -35,16 +40,35 @@ def own_parameters(shapes):
 
 
 def learn_on(params, past):
-  """The parameters as the next task begins with them: the trained head in the place of the one that was made."""
+  """The student's parameters as a later task begins with them: the head is the trained one again.
+
+  Args:
+    params: as `remember` returned them: 'head' of {'kernel': f32[D, K], 'bias': f32[K]}, OWN as of `own_parameters`.
+    past: classes of the earlier tasks, the first so many of K; the rest of the head stays as it is.
+
+  Returns:
+    The parameters, of the same shapes.
+  """
   of_past = lambda made, its: jnp.concatenate([its[..., :past], made[..., past:]], axis=-1)
   return {**params, 'head': jax.tree.map(of_past, dict(params['head']), dict(params[OWN]['trained']))}
 
 
 def remember(params, learned):
-  """The parameters with the head of a discriminant, of the new classes as they are and the old ones as they moved.
+  """The student's parameters when a task is over: the head is a discriminant's, the trained one is kept beside it.
 
-  Its kernel is as long as the trained one, in the mean over classes: from few images a class seems so narrow that every
-  posterior were certain.
+  The discriminant has the new classes by their real images, and the old ones where `discriminant.movement` takes them.
+  Its kernel is scaled to the length of the trained one, the mean over classes: few images make a class look so narrow
+  that the softmax would be certain of everything.
+
+  Args:
+    params: as trained: 'head' of {'kernel': f32[D, K], 'bias': f32[K]}, OWN as of `own_parameters`.
+    learned: an `interface.Learned`, with features of size D.
+
+  Returns:
+    The parameters, of the same shapes. Of classes not seen yet the head stays as it is.
+
+  Raises:
+    ValueError: a new class has no image.
   """
   past, seen, own, head = learned.past, learned.seen, params[OWN], params['head']
   known = discriminant.of_classes(learned.features, learned.labels, range(past, seen))
