@@ -1,7 +1,10 @@
 """Compilation is what tests on CPU wait for: one cache serves this process, its workers and those that they start."""
 
+import functools
 import os
 import tempfile
+
+import pytest
 
 # Before jax is imported, and inherited by every process that a test starts.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -16,3 +19,51 @@ _LONGEST = ('test_processes', 'test_resume', 'test_train', 'test_folder', 'test_
 
 def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
+
+
+# The library is imported within fixtures: what stands above comes first.
+
+
+@pytest.fixture(scope='session')
+def digits():
+  from abd_jax import data
+
+  return data.load('digits')
+
+
+@pytest.fixture(scope='module')
+def small():
+  """Networks of the same kinds with few layers and channels: compilation is what these tests would wait for."""
+  from abd_jax import models, parallel, programs
+  from abd_jax.models import vae
+  from abd_jax.models.generator import Generator
+  from tests.small_runs import Stem
+
+  programs.clear()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(models.STUDENTS, 'resnet8', functools.partial(Stem, blocks_per_stage=0))
+    patch.setitem(models.STUDENTS, 'resnet8_icarl', functools.partial(Stem, blocks_per_stage=0, icarl=True))
+    patch.setitem(models.GENERATORS, 'cifar', functools.partial(Generator, stem_width=8, stage_widths=(8, 8)))
+    patch.setattr(vae, '_ENCODER_WIDTHS', (8, 8, 16))
+    patch.setattr(vae, '_DECODER_WIDTHS', (16, 8))
+    patch.setattr(vae, 'LATENT_SIZE', 16)
+    patch.setattr(parallel, 'compiler_options', functools.partial(parallel.compiler_options, runs_once=True))
+    yield
+  programs.clear()
+
+
+@pytest.fixture(scope='module')
+def saved_model(tmp_path_factory):
+  """A model of two classes that learned nothing: all its weights are 1."""
+  import jax
+  import numpy as np
+
+  from abd_jax.classifier import DEFAULTS, Classifier, with_settings
+
+  where = tmp_path_factory.mktemp('model')
+  settings = with_settings(DEFAULTS, dict(student='resnet8', image_size=8))
+  model = Classifier(settings, (('cat', 'dog'),), (0.5,) * 3, (0.25,) * 3)
+  like = jax.eval_shape(lambda: model.fresh_variables(jax.random.key(0)))
+  ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), dict(like))
+  Classifier(settings, model.tasks, model.mean, model.std, ones).save(where)
+  return where

@@ -4,12 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from abd_jax import config, model_files, report, train
-from abd_jax.classifier import DEFAULTS, Classifier, with_settings
 from abd_jax.data import load
 from abd_jax.learner import Learner
 from abd_jax.models import STUDENTS
@@ -153,18 +151,6 @@ def test_upper_bounds_that_are_none(tmp_path, changes, reason):
 
 
 # Models.
-
-
-@pytest.fixture(scope='module')
-def saved_model(tmp_path_factory):
-  """A model of two classes that learned nothing: all its weights are 1."""
-  where = tmp_path_factory.mktemp('model')
-  settings = with_settings(DEFAULTS, dict(student='resnet8', image_size=8))
-  model = Classifier(settings, (('cat', 'dog'),), (0.5,) * 3, (0.25,) * 3)
-  like = jax.eval_shape(lambda: model.fresh_variables(jax.random.key(0)))
-  ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), dict(like))
-  Classifier(settings, model.tasks, model.mean, model.std, ones).save(where)
-  return where
 
 
 def set_weights(where, **arrays):

@@ -8,21 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-from abd_jax import data, model_files, stored_images, task_loop, train
+from abd_jax import model_files, stored_images, task_loop, train
 from abd_jax.config import with_values
 from abd_jax.data import TaskSequence
 from abd_jax.finished import read_run
 from abd_jax.learner import Learner
 from tests import test_learner
-from tests.test_methods import TINY, small  # noqa: F401  (a fixture)
-from tests.test_train import final_states
+from tests.small_runs import final_states
+from tests.test_methods import TINY
 
 SHORT = with_values(TINY, dict(memory=30, checkpoint_seconds=0.0))
-
-
-@pytest.fixture(scope='module')
-def digits():
-  return data.load('digits')
 
 
 def images_of(digits):
@@ -97,7 +92,7 @@ class Gone:
 
 
 @pytest.fixture(scope='module', params=['abd', 'rehearsal'])
-def runs(request, small, digits, tmp_path_factory):  # noqa: F811
+def runs(request, small, digits, tmp_path_factory):
   """A method, a run of it, and one whose earlier tasks' images were gone; what was still held as each task began."""
   settings = with_values(SHORT, {'method': request.param})
   folder = tmp_path_factory.mktemp(request.param)
@@ -172,7 +167,7 @@ def test_a_finished_run_is_searched_and_what_is_found_is_said(runs):
     assert stored_images.sentence(said).startswith('30 of 8') and 'of 30 allowed' in stored_images.sentence(said)
 
 
-def test_a_lesson_leaves_nothing_of_its_images_in_memory_or_in_the_model(small, tmp_path):  # noqa: F811
+def test_a_lesson_leaves_nothing_of_its_images_in_memory_or_in_the_model(small, tmp_path):
   images, labels, names = test_learner.lesson(('cat', 'dog'), each=6)
   sought = images.copy()
   model = Learner(**test_learner.TINY)

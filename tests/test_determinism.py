@@ -15,17 +15,11 @@ import pytest
 from abd_jax import data, programs, task_loop, train
 from abd_jax.addresses import Address, epoch_order
 from abd_jax.config import with_values
+from tests.small_runs import final_states
 from tests.test_methods import TINY as SMALL
-from tests.test_methods import small  # noqa: F401  (a fixture)
-from tests.test_train import final_states
 
 ROOT = Path(__file__).parent.parent
 BASE = with_values(SMALL, dict(method='base', num_classes=4, num_tasks=2))
-
-
-@pytest.fixture(scope='module')
-def digits():
-  return data.load('digits')
 
 
 # Seeds
@@ -58,7 +52,7 @@ def observed(settings, dataset, workdir):
     return train.run(settings, workdir, dataset), students[0], rows
 
 
-def test_a_seed_decides_class_order_first_weights_and_data_order_and_nothing_else(small, digits, tmp_path):  # noqa: F811
+def test_a_seed_decides_class_order_first_weights_and_data_order_and_nothing_else(small, digits, tmp_path):
   found = []
   for seed in (0, 1):
     settings = with_values(BASE, {'seed': seed})
@@ -88,7 +82,7 @@ def test_a_seed_decides_class_order_first_weights_and_data_order_and_nothing_els
   assert {name for name in config if config[name] != other_config[name]} == {'seed'}
 
 
-def test_a_benchmark_s_own_class_order_stands_and_the_rest_follows_the_seed(small, digits, tmp_path):  # noqa: F811
+def test_a_benchmark_s_own_class_order_stands_and_the_rest_follows_the_seed(small, digits, tmp_path):
   fixed = dataclasses.replace(digits, class_order=tuple(range(10)))
   found = [observed(with_values(BASE, {'seed': seed}), fixed, tmp_path / str(seed)) for seed in (0, 1)]
   assert [results.class_order for results, *_ in found] == [[0, 1, 2, 3]] * 2
@@ -108,8 +102,8 @@ import pytest
 from abd_jax import config, data, models, parallel, programs, train
 from abd_jax.models.resnet import ResNet
 from abd_jax.stopping import Preempted
+from tests.small_runs import StopAfter
 from tests.test_determinism import BASE
-from tests.test_train import StopAfter
 models.STUDENTS['resnet8'] = functools.partial(ResNet, blocks_per_stage=0)
 digits, folder, mesh = data.load('digits'), Path(sys.argv[1]), parallel._mesh
 for mode in ('alone', 'jit', 'pmap'):

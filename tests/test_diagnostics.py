@@ -18,7 +18,7 @@ from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.methods.generative import replay_vae
 from abd_jax.methods.interface import OWN, Shapes
-from tests.test_train import TINY
+from tests.small_runs import TINY
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,7 +10,8 @@ from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.methods import dream
 from abd_jax.methods.interface import Learned, Shapes
-from tests.test_methods import TINY, final_states, small  # noqa: F401  (a fixture)
+from tests.small_runs import final_states
+from tests.test_methods import TINY
 
 # Classes 0 to 2 are past, 3 and 4 new, 5 not met yet; five features.
 PAST, SEEN, CLASSES, FEATURES = 3, 5, 6, 5
@@ -84,7 +85,7 @@ def test_a_head_without_a_bias_cannot_be_made():
   train.check(with_values(settings, dict(head_bias='true')), data.load('digits'))
 
 
-def test_the_networks_are_those_of_abd_bit_for_bit_and_another_head_answers(small, tmp_path):  # noqa: F811
+def test_the_networks_are_those_of_abd_bit_for_bit_and_another_head_answers(small, tmp_path):
   digits, runs = data.load('digits'), {}
   for method in ('abd', 'dream'):
     results = train.run(with_values(TINY, dict(method=method)), tmp_path / method, digits)

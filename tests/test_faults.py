@@ -28,7 +28,7 @@ from abd_jax.faults import damage
 from abd_jax.faults.small_run import contents
 from abd_jax.metrics_log import MetricsLog
 from abd_jax.workdir import claim_workdir, hold_workdir
-from tests.test_train import final_states
+from tests.small_runs import final_states
 
 TINY = with_values(
     config.Config(),

@@ -27,7 +27,7 @@ from abd_jax.errors import UserError
 from abd_jax.learner import Learner
 from abd_jax.results import Results
 from tests.test_bad_archives import npz_with
-from tests.test_bad_edits import RESULTS, saved_model  # noqa: F401  (a fixture)
+from tests.test_bad_edits import RESULTS
 from tests.test_bad_folders import jpeg, tree
 from tests.test_data import archive, arrays, builders, needs_tfds
 
@@ -250,7 +250,7 @@ def test_what_a_page_shows_of_a_workdir(tmp_path):
   fuzz(st.tuples(edited(log), damaged(picture.getvalue()), edited(diagnostics)), workdir)
 
 
-def test_models(saved_model, tmp_path):  # noqa: F811
+def test_models(saved_model, tmp_path):
   said = json.loads((saved_model / 'model.json').read_text())
   shutil.copytree(saved_model, tmp_path / 'model')
   description = tmp_path / 'model' / 'model.json'

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax import config, data, inversion, programs, states, steps, train
+from abd_jax import config, inversion, programs, states, steps, train
 from abd_jax.config import with_values
 from abd_jax.models import make_student
 from abd_jax.stopping import Preempted
-from tests.test_train import TINY, StopAfter, final_states
+from tests.small_runs import TINY, StopAfter, final_states
 
 IMAGES = with_values(TINY, dict(
     inversion='images', synthetic_images=50, image_steps=3, image_jitter=1, image_flip=False, num_tasks=5,
@@ -71,11 +71,6 @@ def test_each_batch_is_made_in_its_turn_by_an_adam_of_its_own(teacher):
       made = image_set.images[:6]
   assert losses[3] < losses[0] and losses[7] < losses[4]
   assert set(metrics) == {'loss', 'content', 'diversity', 'statistics', 'smoothness'}
-
-
-@pytest.fixture(scope='module')
-def digits():
-  return data.load('digits')
 
 
 def test_a_run_by_images_resumes_exactly_and_keeps_none_of_them(digits, tmp_path, monkeypatch):

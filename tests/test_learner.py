@@ -16,7 +16,7 @@ from abd_jax.data.sources import channel_statistics
 from abd_jax.errors import UserError
 from abd_jax.learner import Learner
 from tests import golden_figures
-from tests.test_methods import Stem
+from tests.small_runs import Stem
 
 TINY = dict(
     student='resnet8', image_size=8, batch_size=4, epochs=2, decay_at=(1,), inversion_steps=2, inversion_batch_size=4,

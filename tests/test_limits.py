@@ -13,7 +13,7 @@ from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Rows, Shapes, View
 from tests import test_learner
 from tests.test_faults import fails_at
-from tests.test_methods import TINY, small  # noqa: F401  (a fixture)
+from tests.test_methods import TINY
 
 # Losses of a thousand classes
 
@@ -63,13 +63,8 @@ def test_losses_and_their_gradients_are_finite_of_a_thousand_classes_at_any_scal
 # Runs
 
 
-@pytest.fixture(scope='module')
-def digits():
-  return data.load('digits')
-
-
 @pytest.mark.parametrize('method, precision', [('abd', 'bfloat16'), ('bic', 'float32')])
-def test_a_class_a_task_in_either_precision(method, precision, small, digits, tmp_path):  # noqa: F811
+def test_a_class_a_task_in_either_precision(method, precision, small, digits, tmp_path):
   # The first task has nothing to tell apart, the second one past class.
   settings = with_values(TINY, dict(method=method, precision=precision, num_classes=3, num_tasks=3))
   results = train.run(settings, tmp_path, digits)
@@ -77,7 +72,7 @@ def test_a_class_a_task_in_either_precision(method, precision, small, digits, tm
   assert all(0 <= value <= 100 for value in results.accuracy_after_task)
 
 
-def test_a_thousand_classes_of_an_image_each(small, tmp_path):  # noqa: F811
+def test_a_thousand_classes_of_an_image_each(small, tmp_path):
   images = DRAW.integers(0, 256, (2, 1000, 8, 8, 1)).astype(np.uint8)
   names, labels = tuple(f'class {i}' for i in range(1000)), np.arange(1000)
   thousand = data.Dataset('thousand', images[0], labels, images[1], labels, names, (0.5,), (0.3,))
@@ -86,7 +81,7 @@ def test_a_thousand_classes_of_an_image_each(small, tmp_path):  # noqa: F811
   assert len(results.class_order) == 1000 and np.all(np.isfinite(results.accuracy_after_task))
 
 
-def test_one_image_of_one_class_is_a_lesson(small):  # noqa: F811
+def test_one_image_of_one_class_is_a_lesson(small):
   model = Learner(**test_learner.TINY)
   for i, names in enumerate((('cat',), ('dog',), ('eel',))):
     images, labels, names = test_learner.lesson(names, each=1, seed=i)
@@ -100,7 +95,7 @@ def test_one_image_of_one_class_is_a_lesson(small):  # noqa: F811
 
 
 def test_a_term_of_the_inversion_is_named_with_its_step_and_the_last_state_before_it(
-    small, digits, tmp_path, monkeypatch  # noqa: F811
+    small, digits, tmp_path, monkeypatch
 ):
   fails_at(monkeypatch, task=1, step=1, times=1, figure='smoothness')
   with pytest.raises(NotFinite) as said:

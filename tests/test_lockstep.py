@@ -19,8 +19,7 @@ from abd_jax.methods import METHODS
 from abd_jax.models.convolution import conv_general_dilated
 from abd_jax.parallel import CompiledStep, compile_step, put
 from abd_jax.stopping import Preempted, StopSignal
-from tests.test_methods import small  # noqa: F401  (a fixture)
-from tests.test_train import TINY, final_states
+from tests.small_runs import TINY, final_states
 
 SHORT = with_values(TINY, dict(num_classes=4, num_tasks=2, seeds=(0, 1)))
 
@@ -34,7 +33,7 @@ def dataset():
 
 
 @pytest.fixture(scope='module')
-def alone(small, dataset, tmp_path_factory):  # noqa: F811
+def alone(small, dataset, tmp_path_factory):
   """The seeds in turns: their workdirs and results."""
   folder = tmp_path_factory.mktemp('alone')
   found = []
@@ -225,7 +224,7 @@ def test_a_step_of_several_is_the_step_of_each():
     assert total == 1 + i
 
 
-def test_steps_of_several_runs_are_their_own(small, dataset):  # noqa: F811
+def test_steps_of_several_runs_are_their_own(small, dataset):
   """A step of ABD and one of its inversion, of two seeds at once and alone: the order of sums alone differs."""
   found = {}
   tasks = [train.check(dataclasses.replace(SHORT, seed=seed), dataset) for seed in SHORT.seeds]

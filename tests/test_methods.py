@@ -1,7 +1,6 @@
 """Every method: its loss against arithmetic, what it trains, and three tasks of digits with a stop and a resumption."""
 
 import dataclasses
-import functools
 import itertools
 import json
 import re
@@ -12,48 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax import config, data, losses, models, parallel, programs, states, steps, train
+from abd_jax import config, data, losses, programs, states, steps, train
 from abd_jax.addresses import Address
 from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS, bias_correction, distillation, end_to_end, generative, interface
 from abd_jax.methods.abd import ABLATIONS, abd_loss
 from abd_jax.methods.interface import Rows, Schedule, Shapes, View
-from abd_jax.models import make_student, vae
-from abd_jax.models.generator import Generator
-from abd_jax.models.resnet import ResNet
+from abd_jax.models import make_student
 from abd_jax.models.vae import VAE
 from abd_jax.stopping import Preempted
+from tests.small_runs import StopAfter, final_states
 from tests.test_steps import FEATURES, view_of
-from tests.test_train import StopAfter, final_states
 
 HPARAMS = config.Hyperparameters()
 # Tasks of two, one and two classes are learned, the fourth task's class is not met yet.
 TASKS, PAST, SEEN, CLASSES = np.array([0, 0, 1, 2, 2, 3], np.int32), 3, 5, 6
 LOGITS, TEACHER, BEFORE = np.random.default_rng(0).normal(size=(3, 4, CLASSES)).astype(np.float32)
 LABELS = np.array([3, 4, 3, 4])
-
-
-class Stem(ResNet):
-  """The network without a block, whose features are the stem's."""
-
-  feature_size = 16
-
-
-@pytest.fixture(scope='module')
-def small():
-  """Networks of the same kinds with few layers and channels: compilation is what these tests would wait for."""
-  programs.clear()
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(models.STUDENTS, 'resnet8', functools.partial(Stem, blocks_per_stage=0))
-    patch.setitem(models.STUDENTS, 'resnet8_icarl', functools.partial(Stem, blocks_per_stage=0, icarl=True))
-    patch.setitem(models.GENERATORS, 'cifar', functools.partial(Generator, stem_width=8, stage_widths=(8, 8)))
-    patch.setattr(vae, '_ENCODER_WIDTHS', (8, 8, 16))
-    patch.setattr(vae, '_DECODER_WIDTHS', (16, 8))
-    patch.setattr(vae, 'LATENT_SIZE', 16)
-    patch.setattr(parallel, 'compiler_options', functools.partial(parallel.compiler_options, runs_once=True))
-    yield
-  programs.clear()
 
 
 def softmax(z):
@@ -295,11 +270,6 @@ STOPS = {
 OTHERWISE = {'rdfcil': dict(student='resnet8_icarl', head_bias='false', second_epochs=2)}
 # The place of the second learning phase in a task's plan: e2e chooses its coreset before it, bic after; rdfcil dreams.
 SECOND_PHASE = {'e2e': 2, 'bic': 1, 'rdfcil': 2}
-
-
-@pytest.fixture(scope='module')
-def digits():
-  return data.load('digits')
 
 
 @pytest.mark.parametrize('method', STOPS)

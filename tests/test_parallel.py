@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from abd_jax import config, data, parallel, programs, states, train
-from tests.test_train import TINY
+from tests.small_runs import TINY
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,8 +23,7 @@ import sys
 import functools, jax, numpy as np
 from abd_jax import config, data, models, parallel, programs, steps, train
 from abd_jax.methods import METHODS
-from tests.test_methods import Stem
-from tests.test_train import TINY
+from tests.small_runs import Stem, TINY
 models.STUDENTS['resnet8_icarl'] = functools.partial(Stem, blocks_per_stage=0, icarl=True, head_bias=False)
 places, keep, mesh, digits = set(), steps.keep_split, parallel._mesh, data.load('digits')
 def watched(rows, axis):

@@ -13,8 +13,8 @@ import pytest
 
 from abd_jax import config, processes, train
 from abd_jax.errors import UserError
+from tests.small_runs import TINY
 from tests.test_faults import COMPILES_FOR_LONG
-from tests.test_train import TINY
 
 ROOT = Path(__file__).parent.parent
 SMALL = config.with_values(TINY, dict(stop_after_task=2, checkpoint_seconds=0.0))

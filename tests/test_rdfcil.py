@@ -12,7 +12,7 @@ from abd_jax import config, losses, relations, states, steps
 from abd_jax.methods import rdfcil
 from abd_jax.methods.interface import Rows, Shapes, View, everything, head
 from tests import golden_figures
-from tests.test_methods import Stem
+from tests.small_runs import Stem
 
 HPARAMS = config.Hyperparameters()
 

@@ -19,8 +19,8 @@ from abd_jax import charts, config, data, pages, report, train
 from abd_jax.config import with_values
 from abd_jax.pictures import load_synthetic
 from abd_jax.results import Results
+from tests.small_runs import TINY
 from tests.test_tables import full_cifar100
-from tests.test_train import TINY
 
 ROOT = Path(__file__).parent.parent
 NAMES = ('<script>alert(1)</script>', 'R&D', '"quoted" \'name\'', '{{ 7 * 7 }}', *'456789')

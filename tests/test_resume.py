@@ -13,7 +13,7 @@ from pathlib import Path
 import chex
 import pytest
 
-from tests.test_train import final_states
+from tests.small_runs import final_states
 
 ROOT = Path(__file__).parent.parent
 # Ten, when asked: each is a process that starts anew.

@@ -14,8 +14,8 @@ from abd_jax.metrics_log import MetricsLog, StepCounter
 from abd_jax.pictures import load_synthetic
 from abd_jax.stopping import Preempted
 from abd_jax.tensorboard import EventFiles
+from tests.small_runs import TINY, StopAfter
 from tests.test_faults import no_file_beyond
-from tests.test_train import TINY, StopAfter
 
 SHORT = with_values(TINY, dict(num_classes=4, num_tasks=2, tensorboard=True))
 

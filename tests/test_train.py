@@ -15,30 +15,14 @@ from abd_jax.config import with_values
 from abd_jax.data import streams
 from abd_jax.errors import UserError
 from abd_jax.metrics_log import MetricsLog
-from abd_jax.stopping import Preempted, StopSignal
+from abd_jax.stopping import Preempted
 from abd_jax.workdir import claim_workdir
-
-TINY = with_values(
-    config.Config(),
-    dict(
-        method='abd', num_tasks=5, student='resnet8', batch_size=32, epochs=1, decay_at=(), inversion_steps=3,
-        color_jitter=False, flip=False, crop_padding=1,
-    ),
-)
+from tests.small_runs import TINY, StopAfter, final_states
 
 
 @pytest.fixture(scope='module')
 def dataset():
   return data.load('digits')
-
-
-def final_states(workdir):
-  """The arrays of a finished run's last checkpoint, by path."""
-  whole = [path for path in (workdir / 'checkpoints').iterdir() if path.name.isdecimal()]  # not what was being written
-  folder = max(whole, key=lambda path: int(path.name))
-  import orbax.checkpoint as ocp
-
-  return jax.tree.map(np.asarray, ocp.StandardCheckpointer().restore(folder.resolve() / 'states'))
 
 
 @pytest.fixture(scope='module')
@@ -123,23 +107,6 @@ def test_a_finished_run_is_not_run_again(whole_run, dataset, monkeypatch):
   workdir, results, *_ = whole_run
   monkeypatch.setattr(task_loop.Run, '_learn', lambda *args: pytest.fail('it learned again'))
   assert train.run(TINY, workdir, dataset) == results
-
-
-class StopAfter(StopSignal):
-  """A stop signal that comes after so many steps of the run."""
-
-  def __init__(self, steps):
-    super().__init__()
-    self._steps = steps
-
-  @property
-  def received(self):
-    self._steps -= 1
-    return self._steps <= 0
-
-  @received.setter
-  def received(self, value):
-    pass
 
 
 @pytest.mark.parametrize('generator_init', ['fresh', 'warm'])
