@@ -55,6 +55,20 @@ def test_a_method_registered_again_is_replaced_and_the_packages_own_are_not(monk
     methods.register(Method('abd', (), ()))
 
 
+def test_its_many_tasks_are_the_committed_ones():
+  said = README.split('<!-- scale -->\n')[1].split('<!-- /scale -->')[0]
+  runs = json.loads((ROOT / 'experiments' / 'results' / 'scale' / 'cpu.json').read_text())['runs']
+  for run in (run for run in runs if run['tasks'] > 5):
+    pairs = [
+        ', then '.join(f'{run[f"{kind}_seconds_{part}"]:.2f}' for part in ('early', 'late'))
+        for kind in ('train', 'inversion', 'eval')
+    ]
+    held = [f'{run["resident_memory_bytes"][task] / 1e6:.0f}' for task in (4, -1)]
+    assert '| ' + ' | '.join([str(run['tasks']), *pairs, *held]) + ' |\n' in said
+  last = runs[-1]['resident_memory_bytes']
+  assert f'by {(last[-1] - last[-21]) / 1e6:.0f} MB over the last 20 tasks of 50' in README
+
+
 def test_its_faults_are_the_committed_ones():
   said = README.split('<!-- faults -->\n')[1].split('<!-- /faults -->')[0].replace('\n', ' ')
   report = json.loads((ROOT / 'experiments' / 'results' / 'faults' / 'faults.json').read_text())
