@@ -50,8 +50,8 @@ def compiler_options(*, runs_once=False):
   return options | {'xla_backend_optimization_level': 0} if runs_once else options
 
 
-def _return_freed_memory():
-  """Gives back to the system what compiling took and freed: glibc would keep it for the process."""
+def return_freed_memory():
+  """Gives back to the system what was taken and freed: glibc would keep it for the process."""
   with contextlib.suppress(OSError, AttributeError):  # another C library
     ctypes.CDLL(None).malloc_trim(0)
 
@@ -167,7 +167,7 @@ class CompiledStep:
     finally:
       _compiling = False
     if self.traces > traces:
-      _return_freed_memory()
+      return_freed_memory()
     return result
 
   def of_several(self, count):

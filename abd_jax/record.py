@@ -53,11 +53,12 @@ class Record:
   def place(self):
     return self.task, self.phase, self.step
 
-  def end_task(self, peak_memory_bytes):
+  def end_task(self, peak_memory_bytes, memory_bytes):
     """Notes what the task has taken, of which the peak is the run's so far, and goes to the start of the next."""
     before = {kind: sum(task['seconds'][kind] for task in self.by_task) for kind in _OF_TASK}
     seconds = {kind: self.seconds[kind] - before[kind] for kind in _OF_TASK}
-    self.by_task.append({'seconds': seconds, 'peak_memory_bytes': peak_memory_bytes})
+    held = {'peak_memory_bytes': peak_memory_bytes, 'memory_bytes': memory_bytes}
+    self.by_task.append({'seconds': seconds, **held})
     self.task, self.phase, self.step = self.task + 1, 0, 0
 
   @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import platform
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ class Results:
   """results.json. Accuracies are percentages on test images; see `metrics` for the definitions.
 
   `synthetic_confidence` is the teacher's mean confidence in a sample of synthetic images, for each task that had them;
-  `class_names` are those of `class_order`; `by_task` has each task's seconds, and the peak of memory by its end.
+  `class_names` are those of `class_order`; `by_task` has each task's seconds, and the memory held at its end and at
+  most by then.
   """
 
   method: str
@@ -133,6 +135,17 @@ def peak_memory_bytes():
     return int(statistics['peak_bytes_in_use'])
   unit = 1 if sys.platform == 'darwin' else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def memory_bytes():
+  """What the device, or on CPU this process with all its runs, holds now; 0 where the system does not say."""
+  statistics = jax.local_devices()[0].memory_stats()
+  if statistics and 'bytes_in_use' in statistics:
+    return int(statistics['bytes_in_use'])
+  try:
+    return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
+  except OSError:
+    return 0
 
 
 def versions():

@@ -83,9 +83,10 @@ def _dict_of(fits, *needed):
 
 
 def _is_of_task(value):
+  held = {'peak_memory_bytes', 'memory_bytes'}  # of which an earlier version had the first alone
   return (
-      isinstance(value, dict) and set(value) == {'seconds', 'peak_memory_bytes'}
-      and _dict_of(_is_number)(value['seconds']) and _is_count(value['peak_memory_bytes'])
+      isinstance(value, dict) and {'seconds', 'peak_memory_bytes'} <= set(value) <= {'seconds', *held}
+      and _dict_of(_is_number)(value['seconds']) and all(_is_count(value[name]) for name in held & set(value))
   )
 
 

@@ -18,7 +18,7 @@ from abd_jax.data.streams import Streams
 from abd_jax.errors import AnotherRun, NotFinite
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import OWN, Learned, Reads
-from abd_jax.parallel import put
+from abd_jax.parallel import put, return_freed_memory
 from abd_jax.pictures import Synthetic
 from abd_jax.programs import EVAL_BATCH, INVERSION_EPOCH, in_batches
 from abd_jax.record import Record
@@ -276,7 +276,8 @@ class Run:
     record.accuracy_matrix_local.append(local_row)
     record.accuracy_after_task.append(accuracy)
     # The place after the evaluation, so that a run killed before it is saved writes this line again, and once.
-    record.end_task(results_lib.peak_memory_bytes())
+    return_freed_memory()  # the task's images and all that was made of them
+    record.end_task(results_lib.peak_memory_bytes(), results_lib.memory_bytes())
     self._log.write(record.place, task=task + 1, accuracy=accuracy, accuracy_by_task=row)
     by_task = ' '.join(f'{value:.1f}' for value in row)
     self._progress.say(
