@@ -73,9 +73,11 @@ def held(lock, refusal):
     refusal: the sentence for the one that comes second.
 
   Raises:
-    UserError: another has it.
+    UserError: another has it, or it cannot be written.
   """
-  with Path(lock).open('a') as file:
+  with contextlib.ExitStack() as stack:
+    with writing(lock):
+      file = stack.enter_context(Path(lock).open('a'))
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

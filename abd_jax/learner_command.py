@@ -20,6 +20,8 @@ from abd_jax.learner import Learner
 from abd_jax.written import path_of, shown
 
 _LOCK = '.lesson'
+# What a lesson has made before it has its flags.txt.
+_FIRST_FILES = {_LOCK, '.lock', '.writable', 'flags.txt.partial'}
 
 
 def define_flags(flag_values=flags.FLAGS):
@@ -92,7 +94,7 @@ def _lesson(asked):
     lesson.mkdir(parents=True, exist_ok=True)
     begun = _is_begun(lesson)
   images = path_of(asked.train_dir, '--train_dir=').resolve()
-  if lesson in (images, *images.parents) or (not begun and {entry.name for entry in lesson.iterdir()} - {_LOCK}):
+  if lesson in (images, *images.parents) or (not begun and {entry.name for entry in lesson.iterdir()} - _FIRST_FILES):
     raise UserError(f'{lesson} is where lessons of {asked.model} are kept, and holds something else: move it away.')
   with held(lesson / _LOCK, f'--model={asked.model} is in use by another lesson: wait for its end.'):
     try:

@@ -276,6 +276,14 @@ def test_a_model_has_one_lesson_at_a_time_and_a_stopped_one_is_named(tmp_path, m
     with pytest.raises(KeyboardInterrupt):
       run(*teach, f'--train_dir={first}')
   assert started == [['cat']] and not lesson.exists()  # nothing in it was worth keeping
+  # Killed while it claimed its folder.
+  lesson.mkdir()
+  (lesson / '.lock').touch()
+  with monkeypatch.context() as patch:
+    patch.setattr(prompt.Learner, 'learn', stopped)
+    with pytest.raises(KeyboardInterrupt):
+      run(*teach, f'--train_dir={first}')
+  assert started == 2 * [['cat']] and not lesson.exists()
   # One that left something; then other images.
   lesson.mkdir()
   (lesson / 'flags.txt').write_text('--dataset=images:0123\n')
