@@ -5,7 +5,8 @@ The tolerances on golden_resnet8 are three times what a plain transcription of t
 2.5e-4 in the first convolution and 7.5e-5 where the second stage begins, by 1e-4 and 1.7e-3 in the losses of steps two
 and three, by 1.16e-2 in lwf_synthetic's third, by 2.8e-3 in the fifth loss of the generator and by 1.24e-2 in the
 weights of its stem after that. There the tolerance is three times the recording's own distance from float64; for the
-fourth step it is three times the 1e-2 by which float32 transcriptions differ.
+fourth step it is three times the 1e-2 by which float32 transcriptions differ, for lwf_synthetic's three times the
+3.3e-2 to which sixteen starts whose weights differ in their last bits come, XLA's own kernels as well as ours.
 """
 
 import functools
@@ -29,7 +30,7 @@ TOLERANCES = {
     ),
     'golden_resnet32': dict(
         value=3e-6, gradient=3e-3, trajectory=9e-3, stem=3.7e-2,
-        losses={'': (3e-6, 3e-4, 5e-3, 3e-2), 'lwf_synthetic': (3e-6, 3e-4, 3.5e-2, 3e-2)},
+        losses={'': (3e-6, 3e-4, 5e-3, 3e-2), 'lwf_synthetic': (3e-6, 3e-4, 3.5e-2, 1e-1)},
         weights={'': 3e-5, 'conv1.weight': 7.5e-4, 'layer2.0.bn1.weight': 2.25e-4},
     ),
 }
