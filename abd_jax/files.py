@@ -22,23 +22,32 @@ def writing(path):
     raise UserError(f'{path} cannot be written: {error.strerror or error}.') from None
 
 
+def replace_whole(path, content):
+  """Replaces a file by bytes in one move, so that a reader never sees half of it.
+
+  Raises:
+    OSError: it cannot be written; what stood there still does.
+  """
+  partial = Path(path).with_name(Path(path).name + '.partial')
+  try:
+    with partial.open('wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())  # on the disk before it has its name
+    partial.replace(path)
+  except OSError:
+    partial.unlink(missing_ok=True)
+    raise
+
+
 def write_whole(path, text):
-  """Replaces a file in one move, so that a reader never sees half of it.
+  """`replace_whole` by a text in UTF-8.
 
   Raises:
     UserError: it cannot be written; what stood there still does.
   """
-  partial = Path(path).with_name(Path(path).name + '.partial')
   with writing(path):
-    try:
-      with partial.open('w') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # on the disk before it has its name
-      partial.replace(path)
-    except OSError:
-      partial.unlink(missing_ok=True)
-      raise
+    replace_whole(path, text.encode())
 
 
 def check_writable(path, flag):

@@ -7,13 +7,13 @@ reader finds the model of before or the one of after, whatever happens to the wr
 import hashlib
 import io
 import json
-import os
 import re
 
 import numpy as np
 
 from abd_jax import npz
 from abd_jax.errors import UserError
+from abd_jax.files import replace_whole
 from abd_jax.written import path_of, shown
 
 DESCRIPTION = 'model.json'
@@ -64,23 +64,13 @@ def write(path, description, arrays):
   digest = hashlib.sha256(content.getbuffer()).hexdigest()
   weights = path / _WEIGHTS.replace('*', digest[:16])
   try:
-    _replace(weights, content.getbuffer())
+    replace_whole(weights, content.getbuffer())
     description = {'format': _FORMAT, 'weights': weights.name, 'sha256': digest, **description}
-    _replace(path / DESCRIPTION, (json.dumps(description, indent=1) + '\n').encode())
+    replace_whole(path / DESCRIPTION, (json.dumps(description, indent=1) + '\n').encode())
     for old in set(path.glob(_WEIGHTS)) - {weights}:
       old.unlink()
   except OSError as error:
     raise UserError(f'{path} cannot be written: {error.strerror}. The model that it held is as it was.') from None
-
-
-def _replace(path, content):
-  """Puts the whole file in place at once; it is on the disk before it has its name."""
-  partial = path.with_name(path.name + '.partial')
-  with partial.open('wb') as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  partial.replace(path)
 
 
 def read(path):

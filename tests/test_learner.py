@@ -353,7 +353,7 @@ def test_what_a_model_was_made_with_stays(taught):
 
 def test_a_writer_that_dies_leaves_the_model_of_before(tmp_path, monkeypatch):
   model_files.write(tmp_path, {'said': 1}, {'a': np.arange(3)})
-  replace = model_files._replace
+  replace = model_files.replace_whole
 
   def die_at_the_description(path, content):
     if path.name == 'model.json':
@@ -361,7 +361,7 @@ def test_a_writer_that_dies_leaves_the_model_of_before(tmp_path, monkeypatch):
     replace(path, content)
 
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    patch.setattr(model_files, '_replace', die_at_the_description)
+    patch.setattr(model_files, 'replace_whole', die_at_the_description)
     model_files.write(tmp_path, {'said': 2}, {'a': np.arange(4)})
   description, arrays = model_files.read(tmp_path)
   assert description['said'] == 1 and len(arrays['a']) == 3

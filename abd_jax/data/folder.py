@@ -56,7 +56,7 @@ def files_below(path):
     if (place := folder.resolve()) in walked:  # a link to a folder above it would lead round for ever
       return
     walked.add(place)
-    for entry in path_of(folder).iterdir():
+    for entry in sorted(path_of(folder).iterdir()):
       if entry.name.startswith('.'):
         continue
       if entry.is_dir():
