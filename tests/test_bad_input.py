@@ -239,6 +239,7 @@ def test_the_prompt_says_the_sentence_alone_and_ends_with_status_2(tmp_path):
       '--predict=a.jpg',
     ): f'--model={tmp_path}/model holds no model yet: the first call needs --train_dir.',
     (reports, str(tmp_path)): f'{tmp_path} holds no results.json of a finished run.',
+    ('experiments/faults.py', '--stages='): '--stages names nothing to do.',
   }
   command = [sys.executable, '-c', PROMPT, json.dumps(list(cases))]
   process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

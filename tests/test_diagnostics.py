@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax import data, diagnose, diagnostics, figures, metrics_log, states, train
+from abd_jax import data, diagnose, diagnostics, figures, finished, metrics_log, states, stored_images, train
 from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.methods.generative import replay_vae
@@ -260,6 +260,20 @@ def test_what_is_no_finished_run_is_said_so(abd, tmp_path, change, sentence):
   change(tmp_path)
   with pytest.raises(UserError, match=sentence):
     diagnose.read_run(tmp_path)
+
+
+def test_a_run_on_other_data_than_there_is_now_is_not_diagnosed(abd, dataset, monkeypatch):
+  other = dataclasses.replace(dataset, class_names=dataset.class_names[::-1])
+  monkeypatch.setattr(finished, 'load', lambda *arguments: other)
+  with pytest.raises(UserError, match=f'^{abd} learned from another digits than the one that is there now.$'):
+    diagnose.read_run(abd)
+
+
+def test_a_damaged_file_of_arrays_is_named_by_the_search(abd, tmp_path):
+  (tmp_path / 'checkpoints').symlink_to(abd / 'checkpoints')
+  (tmp_path / 'synthetic_task2.npz').write_bytes(b'PK')
+  with pytest.raises(UserError, match='synthetic_task2.npz cannot be read as an npz file of plain arrays'):
+    list(stored_images.kept_arrays(tmp_path))
 
 
 def _shorten(folder, tasks):

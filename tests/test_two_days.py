@@ -63,3 +63,14 @@ def test_a_workdir_with_something_in_it_is_left_alone(script, tmp_path):
   with pytest.raises(UserError, match='exists: name a new one'):
     ask(script, f'--workdir={tmp_path}')
   assert not script.calls
+
+
+@pytest.mark.parametrize('arguments, sentence', [
+    (('--classes=50',), '--classes=50 is more than the 10 of digits.'),
+    (('--json={where}/none/a.json',), '--json={where}/none/a.json cannot be written: No such file or directory.'),
+])
+def test_what_cannot_be_done_is_said_before_anything_is_taught(script, tmp_path, arguments, sentence):
+  with pytest.raises(UserError) as refusal:
+    ask(script, f'--workdir={tmp_path / "days"}', *(argument.format(where=tmp_path) for argument in arguments))
+  assert str(refusal.value) == sentence.format(where=tmp_path)
+  assert not script.calls and not (tmp_path / 'days').exists()
