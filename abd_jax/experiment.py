@@ -14,11 +14,12 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from abd_jax import config as config_lib
-from abd_jax import flagfiles, lockstep, pages, processes, tables, train, upper_bounds
+from abd_jax import flagfiles, lockstep, processes, train
 from abd_jax.config import Config
 from abd_jax.data import load
 from abd_jax.errors import UserError
 from abd_jax.parallel import keep_compilations
+from abd_jax.report import pages, tables, upper_bounds
 from abd_jax.stopping import StopSignal
 from abd_jax.workdir import check_workdir
 from abd_jax.written import path_of

@@ -23,10 +23,10 @@ import numpy as np
 from absl import flags
 
 from abd_jax import config as config_lib
-from abd_jax import tables
 from abd_jax.errors import UserError
 from abd_jax.files import writing
-from abd_jax.published import REPLAY
+from abd_jax.report import tables
+from abd_jax.report.published import REPLAY
 from abd_jax.results import Results
 from abd_jax.written import is_line, is_of, path_of, shown
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from abd_jax import metrics as metrics_lib
-from abd_jax import pages, processes, states
+from abd_jax import processes, states
 from abd_jax import results as results_lib
 from abd_jax.addresses import Address
 from abd_jax.calls import Call, check_finite, means
@@ -22,6 +22,7 @@ from abd_jax.parallel import put, return_freed_memory
 from abd_jax.pictures import Synthetic
 from abd_jax.programs import EVAL_BATCH, INVERSION_EPOCH, in_batches
 from abd_jax.record import Record
+from abd_jax.report import pages
 from abd_jax.stopping import Preempted
 
 # The device may lag so many calls behind the loop: enough to keep it busy, little to wait for when asked to stop.

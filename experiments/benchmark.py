@@ -9,7 +9,8 @@ import json
 
 from absl import flags
 
-from abd_jax import benchmark, config, experiment
+from abd_jax import config, experiment
+from abd_jax.benchmark import timing
 from abd_jax.files import check_writable, write_whole
 
 JSON = flags.DEFINE_string('json', '', 'where the figures go')
@@ -20,8 +21,8 @@ SECONDS = flags.DEFINE_float('seconds', 2.0, 'how long each of them is measured'
 
 def main(settings):
   place = check_writable(JSON.value, '--json=')
-  found = benchmark.run(settings, REPEATS.value, SECONDS.value, AGAINST.value)
-  print(benchmark.markdown_table(found))
+  found = timing.run(settings, REPEATS.value, SECONDS.value, AGAINST.value)
+  print(timing.markdown_table(found))
   if place:
     write_whole(place, json.dumps(found, indent=1) + '\n')
 

@@ -11,7 +11,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # before jax is imported: the TPU
 
 from absl import flags
 
-from abd_jax import compile_for, config, experiment
+from abd_jax import config, experiment
+from abd_jax.benchmark import compile_for
 from abd_jax.files import check_writable, write_whole
 
 TOPOLOGY = flags.DEFINE_string('topology', 'v5e:2x2', 'chips, as TPU\'s compiler names them: v5e:4x4, v4:2x2x1')

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from absl import flags
 
-from abd_jax import config, cost, experiment
+from abd_jax import config, experiment
+from abd_jax.benchmark import cost
 from abd_jax.errors import UserError
 
 

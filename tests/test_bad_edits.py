@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from abd_jax import config, model_files, report, train
+from abd_jax import config, model_files, train
 from abd_jax.data import load
 from abd_jax.learner import Learner
 from abd_jax.models import STUDENTS
 from abd_jax.pictures import load_synthetic
-from abd_jax.upper_bounds import stored
+from abd_jax.report import command as report
+from abd_jax.report.upper_bounds import stored
 from tests.test_bad_input import assert_is, refused
 
 ROOT = Path(__file__).parent.parent

@@ -203,7 +203,7 @@ for command in json.loads(sys.argv[1]):
 def test_the_prompt_says_the_sentence_alone_and_ends_with_status_2(tmp_path):
   (tmp_path / 'loop.flags').write_text(f'--flagfile={tmp_path}/loop.flags\n')
   (tmp_path / 'latin.flags').write_bytes(b'--workdir=caf\xe9\n')
-  digits, photographs, reports = 'experiments/digits.py', 'experiments/folder.py', 'abd_jax/report.py'
+  digits, photographs, reports = 'experiments/digits.py', 'experiments/folder.py', 'abd_jax/report'
   cases = {
     (
       digits,

@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import pytest
 
-from abd_jax import benchmark, config, files
+from abd_jax import config, files
+from abd_jax.benchmark import hot_steps, operations, timing
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
 from abd_jax.models import make_generator, make_student
 from abd_jax.models.generator import UpsampledConv
+from tests.documents import shown
 
 SMALL = config.with_values(
     config.Config(),
@@ -27,32 +29,32 @@ def test_operations_of_a_residual_network():
   stem, stage1 = 64 * 9 * 3 * 16, 64 * 9 * (16 * 16 + 16 * 16)
   stage2, stage3 = 16 * 9 * (16 * 32 + 32 * 32), 4 * 9 * (32 * 64 + 64 * 64)
   expected = 2 * (stem + stage1 + stage2 + stage3 + 64 * 100)
-  assert benchmark.forward_flops(make_student('resnet8', 100), jnp.zeros((1, 8, 8, 3)), train=False) == expected
+  assert operations.forward_flops(make_student('resnet8', 100), jnp.zeros((1, 8, 8, 3)), train=False) == expected
 
 
 def test_operations_of_a_generator():
   # 8x8: a stem of 1000 -> 2x2x128; 4x4x128 and 8x8x64 from four taps of 128 a pixel; then 3x3x64 -> 3.
   expected = 2 * (1000 * 512 + 16 * 128 * 4 * 128 + 64 * 64 * 4 * 128 + 64 * 3 * 9 * 64)
-  assert benchmark.forward_flops(make_generator('cifar', (8, 8, 3)), jnp.zeros((1, 1000)), train=False) == expected
-  assert benchmark.forward_flops(UpsampledConv(5), jnp.zeros((1, 2, 2, 3))) == 2 * 16 * 5 * 4 * 3
+  assert operations.forward_flops(make_generator('cifar', (8, 8, 3)), jnp.zeros((1, 1000)), train=False) == expected
+  assert operations.forward_flops(UpsampledConv(5), jnp.zeros((1, 2, 2, 3))) == 2 * 16 * 5 * 4 * 3
 
 
 def test_a_step_is_three_passes_of_what_it_trains():
-  flops = benchmark.step_flops(SMALL)
-  student = 8 * benchmark.forward_flops(make_student('resnet8', 100), jnp.zeros((1, 8, 8, 3)), train=False)
-  dreamer = 8 * benchmark.forward_flops(make_generator('cifar', (8, 8, 3)), jnp.zeros((1, 1000)), train=False)
+  flops = operations.step_flops(SMALL)
+  student = 8 * operations.forward_flops(make_student('resnet8', 100), jnp.zeros((1, 8, 8, 3)), train=False)
+  dreamer = 8 * operations.forward_flops(make_generator('cifar', (8, 8, 3)), jnp.zeros((1, 1000)), train=False)
   assert flops == {'first': 3 * student, 'abd': 8 * student + dreamer, 'generator': 3 * dreamer + 2 * student}
 
 
 def test_median_and_spread():
-  timing = benchmark.Timing((1.0, 2.0, 3.0, 4.0, 10.0))
+  of_five = timing.Timing((1.0, 2.0, 3.0, 4.0, 10.0))
   # Quartiles of five figures (exclusive): 1.5, 3, 7; half of 5.5 is 2.75.
-  assert timing.median == 3.0 and timing.spread == pytest.approx(2.75 / 3)
+  assert of_five.median == 3.0 and of_five.spread == pytest.approx(2.75 / 3)
 
 
 def test_ratios_are_of_repeats_made_in_turn():
   # Twice, then four times as long: a machine that slowed down for both is in neither.
-  assert benchmark._ratios(benchmark.Timing((2.0, 12.0)), benchmark.Timing((1.0, 3.0))) == [2.0, 4.0]
+  assert timing._ratios(timing.Timing((2.0, 12.0)), timing.Timing((1.0, 3.0))) == [2.0, 4.0]
 
 
 @pytest.fixture
@@ -66,13 +68,13 @@ def stand_in(monkeypatch, tmp_path):
       for line in sys.stdin:
         print('answer 1.0', flush=True)
   '''))
-  popen = benchmark.subprocess.Popen
-  monkeypatch.setattr(benchmark.subprocess, 'Popen', lambda command, **kw: popen([sys.executable, str(script)], **kw))
+  popen = timing.subprocess.Popen
+  monkeypatch.setattr(timing.subprocess, 'Popen', lambda command, **kw: popen([sys.executable, str(script)], **kw))
 
 
 def test_all_sides_are_timed_in_turn_and_told_apart(stand_in):
-  found = benchmark.run(config.with_values(SMALL, {'seeds': (0, 1)}), repeats=2, seconds=0.01, against='anywhere')
-  assert found['authors'] == 'a stand-in' and [row['step'] for row in found['steps']] == list(benchmark.STEPS)
+  found = timing.run(config.with_values(SMALL, {'seeds': (0, 1)}), repeats=2, seconds=0.01, against='anywhere')
+  assert found['authors'] == 'a stand-in' and [row['step'] for row in found['steps']] == list(hot_steps.STEPS)
   for row in found['steps']:
     assert row['authors_milliseconds'] == 1000
     assert row['least'] <= row['times_as_fast'] <= row['most']
@@ -82,35 +84,33 @@ def test_all_sides_are_timed_in_turn_and_told_apart(stand_in):
     assert row['share_of_peak'] == pytest.approx(row['flops_per_second'] / found['peak_flops'])
     assert row['together_times_as_fast'] == pytest.approx(row['milliseconds'] / row['together_milliseconds'], rel=0.7)
   assert found['compile_seconds'] > 0
-  assert '| abd | ' in benchmark.markdown_table(found) and 'a stand-in' in benchmark.markdown_table(found)
+  assert '| abd | ' in timing.markdown_table(found) and 'a stand-in' in timing.markdown_table(found)
 
 
 def test_the_readmes_table_is_the_committed_one():
-  shown = Path('README.md').read_text().split('<!-- benchmark -->\n')[1].split('<!-- /benchmark -->')[0]
-  assert shown == benchmark.markdown_table(json.loads(Path('experiments/results/benchmark/cpu.json').read_text()))
+  found = json.loads(Path('experiments/results/benchmark/cpu.json').read_text())
+  assert shown('benchmark') == timing.markdown_table(found)
 
 
 def test_what_has_no_such_steps_or_no_such_place_is_a_sentence(tmp_path):
   for flag, value in (('method', 'base'), ('inversion', 'images')):
     with pytest.raises(UserError, match=f'--{flag}={value} trains no generator'):
-      benchmark.prepared(config.with_values(SMALL, {flag: value}))
+      hot_steps.prepared(config.with_values(SMALL, {flag: value}))
   with pytest.raises(UserError, match=r'--json=.*x\.json cannot be written: No such file or directory\.'):
     files.check_writable(tmp_path / 'nowhere' / 'x.json', '--json=')
   assert files.check_writable('', '--json=') is None
   assert files.check_writable(str(tmp_path / 'x.json'), '--json=') == tmp_path / 'x.json'
-
-
   (tmp_path / 'x.json').write_text('of before')
   files.check_writable(str(tmp_path / 'x.json'), '--json=')
   assert (tmp_path / 'x.json').read_text() == 'of before'
 
 
 def test_a_step_s_time_is_a_share_of_whole_calls(monkeypatch):
-  ours, calls = benchmark.Ours.__new__(benchmark.Ours), []
+  ours, calls = timing.Ours.__new__(timing.Ours), []
   ours._runs, ours._hot = 3, {'abd': SimpleNamespace(length=4)}
   ours._call = lambda name, number: calls.append(number)
   clock = iter((10.0, 22.0))
-  monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: next(clock))
+  monkeypatch.setattr(timing.time, 'perf_counter', lambda: next(clock))
   # 30 steps are three calls of 4 steps of 3 runs: 36, in 12 s.
   assert ours.seconds('abd', 30) == pytest.approx(12 / 36) and calls == [0, 4, 8]
 
@@ -118,21 +118,21 @@ def test_a_step_s_time_is_a_share_of_whole_calls(monkeypatch):
 def test_a_contestant_is_asked_for_as_many_steps_as_fill_the_time():
   asked = []
   slow = SimpleNamespace(seconds=lambda name, count: asked.append(count) or 0.5)
-  benchmark.measure([slow], 2, 2.0)
+  timing.measure([slow], 2, 2.0)
   assert asked == 3 * [2, 4, 4]  # two to warm up
 
 
 def test_the_peak_counts_a_multiplication_and_an_addition(monkeypatch):
   clock = iter(range(100))
-  monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: float(next(clock)))
-  assert benchmark.matmul_peak('bfloat16') == 2 * 2048**3
+  monkeypatch.setattr(operations.time, 'perf_counter', lambda: float(next(clock)))
+  assert operations.matmul_peak('bfloat16') == 2 * 2048**3
 
 
 def test_the_hot_steps_are_those_of_a_first_and_of_a_later_task():
-  tasks, programs = benchmark.prepared(SMALL)
-  assert benchmark.random_dataset(SMALL).image_shape == tasks.image_shape == (8, 8, 3)
+  tasks, programs = hot_steps.prepared(SMALL)
+  assert hot_steps.random_dataset(SMALL).image_shape == tasks.image_shape == (8, 8, 3)
   student, generator = SimpleNamespace(params=0, batch_stats=0), object()
-  hot = benchmark.hot_steps(SMALL, tasks, programs, student, generator, None, None)
+  hot = hot_steps.hot_steps(SMALL, tasks, programs, student, generator, None, None)
   _, _, *first = hot['first'].others(0)
   _, _, *later = hot['abd'].others(0)
   assert first[:2] == [None, None] and first[5:7] == [0, 10]
@@ -143,14 +143,14 @@ def test_the_hot_steps_are_those_of_a_first_and_of_a_later_task():
 
 def test_a_checkout_that_cannot_be_run_is_a_sentence():
   with pytest.raises(UserError, match='could not be run'):
-    benchmark.Authors('/nowhere', SMALL)
+    timing.Authors('/nowhere', SMALL)
 
 
 def test_a_process_that_ends_between_its_steps_is_a_sentence(monkeypatch):
-  popen = benchmark.subprocess.Popen
+  popen = timing.subprocess.Popen
   command = [sys.executable, '-c', "print('answer a stand-in')"]
-  monkeypatch.setattr(benchmark.subprocess, 'Popen', lambda _, **kw: popen(command, **kw))
-  authors = benchmark.Authors('anywhere', SMALL)
+  monkeypatch.setattr(timing.subprocess, 'Popen', lambda _, **kw: popen(command, **kw))
+  authors = timing.Authors('anywhere', SMALL)
   authors._process.wait()
   with pytest.raises(UserError, match='could not be run'):
     authors.seconds('abd', 1)

@@ -5,16 +5,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import pytest
 
-from abd_jax import benchmark, compile_for, config, parallel, programs
+from abd_jax import config, parallel, programs
+from abd_jax.benchmark import compile_for, hot_steps
 from abd_jax.errors import UserError
+from tests.documents import ROOT, shown
 
-ROOT = Path(__file__).parent.parent
 SMALL = dict(
     dataset='random', num_tasks=10, student='resnet8', image_size=8, batch_size=8, color_jitter=False, steps_per_call=2
 )
@@ -23,7 +23,7 @@ SMALL = dict(
 def test_steps_are_compiled_for_the_devices_named(monkeypatch):
   monkeypatch.setattr(compile_for, 'chips', lambda topology, count: tuple(jax.devices()[:1]))
   found = compile_for.run(config.with_values(config.Config(), SMALL), 'anything', 1)
-  assert [row['step'] for row in found['steps']] == list(benchmark.STEPS) and found['chips'] == 1
+  assert [row['step'] for row in found['steps']] == list(hot_steps.STEPS) and found['chips'] == 1
   first, abd, generator = found['steps']
   # The teacher and the generator are held besides the student; Adam holds two copies of the generator.
   assert 0 < first['argument_bytes'] < abd['argument_bytes'] < generator['argument_bytes']
@@ -58,7 +58,7 @@ def test_what_is_compiled_is_for_the_platform_named_and_says_what_its_compiler_s
     jitted = property(lambda self: self)
 
   with parallel.compiled_for([SimpleNamespace(platform='tpu')]):
-    row = compile_for._compiled('abd', benchmark.Hot(Step(), 1, None, lambda step: ()))
+    row = compile_for._compiled('abd', hot_steps.Hot(Step(), 1, None, lambda step: ()))
   assert lowered == [('tpu',)]
   assert (row['argument_bytes'], row['temporary_bytes'], row['cycles']) == (1, 2, 7)
 
@@ -90,9 +90,8 @@ def test_the_cycles_are_those_of_the_loop():
 
 
 def test_the_readme_has_what_was_compiled():
-  shown = (ROOT / 'README.md').read_text().split('<!-- compiled -->\n')[1].split('<!-- /compiled -->')[0]
   files = (f'experiments/results/benchmark/tpu_v5e{kind}_compiled.json' for kind in ('', '_4', '_bfloat16'))
-  assert shown == compile_for.markdown_table(*(json.loads((ROOT / file).read_text()) for file in files))
+  assert shown('compiled') == compile_for.markdown_table(*(json.loads((ROOT / file).read_text()) for file in files))
 
 
 def test_what_cannot_be_compiled_for_is_a_sentence(monkeypatch):

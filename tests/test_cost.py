@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from abd_jax import config, cost
-from abd_jax.benchmark import STEPS, step_flops
+from abd_jax import config
+from abd_jax.benchmark import cost
+from abd_jax.benchmark.hot_steps import STEPS
+from abd_jax.benchmark.operations import step_flops
 from abd_jax.errors import UserError
+from tests.documents import shown
 
 
 @pytest.fixture(autouse=True)
@@ -51,11 +54,10 @@ def test_an_image_of_twice_the_side_takes_four_times_as_long():
 
 
 def test_the_readmes_table_is_the_commands():
-  shown = Path('README.md').read_text().split('<!-- cost -->\n')[1].split('<!-- /cost -->')[0]
   names = [f'{name}_abd' for name in ('cifar100_10', 'tiny_imagenet_20', 'imagenet100_10', 'imagenet1000_10')]
   found = json.loads(Path('experiments/results/benchmark/cpu.json').read_text())
   configs = {name: config.from_flagfile(f'experiments/flags/{name}.flags') for name in names}
-  assert shown == cost.markdown(configs, found)
+  assert shown('cost') == cost.markdown(configs, found)
 
 
 @pytest.mark.parametrize('text', [

@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -18,10 +17,8 @@ from abd_jax.config import with_values
 from abd_jax.errors import UserError
 from abd_jax.methods.generative import replay_vae
 from abd_jax.methods.interface import OWN, Shapes
+from tests.documents import ROOT, shown
 from tests.small_runs import TINY
-
-ROOT = Path(__file__).parent.parent
-
 
 # The definitions.
 
@@ -399,10 +396,9 @@ def test_places_that_figures_cannot_come_from_or_go_to_are_said(tmp_path, argume
 
 
 def test_the_readmes_table_is_of_the_committed_figures():
-  inside = (ROOT / 'README.md').read_text().split('<!-- diagnostics -->\n')[1].split('<!-- /diagnostics -->')[0]
   files = sorted((ROOT / 'experiments' / 'results' / 'diagnostics').glob('cifar100mini20_2_*.json'))
   diagnosed = [one for file in files for one in figures.read(file)[1]]
-  assert inside.strip() == figures.distance_table(figures.panels_of(diagnosed)).strip()
+  assert shown('diagnostics').strip() == figures.distance_table(figures.panels_of(diagnosed)).strip()
 
 
 def test_bars_are_means_over_seeds(abd):

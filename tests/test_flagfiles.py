@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from abd_jax import config, data, tables
+from abd_jax import config, data
 from abd_jax.data.streams import Streams
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import Schedule
-from abd_jax.published import ABLATIONS, FIGURES, REPLAY, Benchmark
+from abd_jax.report import tables
+from abd_jax.report.published import ABLATIONS, FIGURES, REPLAY, Benchmark
 
 FOLDER = Path(__file__).parent.parent / 'experiments' / 'flags'
 FILES = sorted(path.name for path in FOLDER.glob('*.flags'))

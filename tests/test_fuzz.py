@@ -20,11 +20,13 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from abd_jax import config, interop, pages, report
+from abd_jax import config, interop
 from abd_jax.data import folder, imagenet, load
 from abd_jax.data.photographs import Photographs
 from abd_jax.errors import UserError
 from abd_jax.learner import Learner
+from abd_jax.report import command as report
+from abd_jax.report import pages
 from abd_jax.results import Results
 from tests.test_bad_archives import npz_with
 from tests.test_bad_edits import RESULTS

@@ -1,32 +1,42 @@
-"""What the README shows is what is there."""
+"""What the documents show is what is there."""
 
 import json
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from abd_jax import methods, report
+from abd_jax import methods
 from abd_jax.errors import UserError
 from abd_jax.methods.interface import Method
+from abd_jax.report import command as report
 from abd_jax.results import Results
-
-ROOT = Path(__file__).parent.parent
-README = (ROOT / 'README.md').read_text()
+from tests.documents import ROOT, shown
 
 
 @pytest.mark.parametrize('mark, folder', [
     ('results', '.'), ('coreset 100', 'mini_coreset_100'), ('250 epochs', 'mini_250_epochs')
 ])
 def test_its_tables_are_the_reports(capsys, mark, folder):
-  inside = README.split(f'<!-- {mark} -->\n')[1].split(f'<!-- /{mark} -->')[0]
   assert report.main([str(path) for path in sorted((ROOT / 'experiments' / 'results' / folder).glob('*.json'))]) == 0
-  assert inside.strip() == capsys.readouterr().out.strip()
+  assert shown(mark).strip() == capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize('document', ['README.md', 'experiments/README.md'])
+def test_its_links_lead_somewhere(document):
+  links = re.findall(r'\]\(([^)\s]+)\)', (ROOT / document).read_text())
+  for link in (link for link in links if not link.startswith('https://')):
+    path, _, section = link.partition('#')
+    target = (ROOT / document).parent / path if path else ROOT / document
+    assert target.exists(), link
+    if section:
+      heads = re.findall(r'^#+ (.*)$', target.read_text().lower(), re.MULTILINE)
+      assert section in [re.sub(r'[^a-z0-9 -]', '', head).replace(' ', '-') for head in heads], link
 
 
 def test_its_method_runs_from_outside_the_package(tmp_path):
-  program = README.split('<!-- method -->\n```python\n')[1].split('```')[0]
+  program = shown('method').removeprefix('```python\n').split('```')[0]
   assert len(program.splitlines()) < 100
   script = tmp_path / 'logit_matching.py'
   script.write_text(program)
@@ -56,7 +66,7 @@ def test_a_method_registered_again_is_replaced_and_the_packages_own_are_not(monk
 
 
 def test_its_many_tasks_are_the_committed_ones():
-  said = README.split('<!-- scale -->\n')[1].split('<!-- /scale -->')[0]
+  said = shown('scale')
   runs = json.loads((ROOT / 'experiments' / 'results' / 'scale' / 'cpu.json').read_text())['runs']
   for run in (run for run in runs if run['tasks'] > 5):
     pairs = [
@@ -68,7 +78,7 @@ def test_its_many_tasks_are_the_committed_ones():
 
 
 def test_its_faults_are_the_committed_ones():
-  said = README.split('<!-- faults -->\n')[1].split('<!-- /faults -->')[0].replace('\n', ' ')
+  said = shown('faults').replace('\n', ' ')
   report = json.loads((ROOT / 'experiments' / 'results' / 'faults' / 'faults.json').read_text())
   assert f'{report["tried"]} faults tried, {report["survived"]} survived' in said
   signals = sum(n['tried'] for fault, n in report['faults'].items() if 'SIG' in fault)

@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from abd_jax import charts, config, data, pages, report, train
+from abd_jax import config, data, train
 from abd_jax.config import with_values
 from abd_jax.pictures import load_synthetic
+from abd_jax.report import charts, pages
+from abd_jax.report import command as report
 from abd_jax.results import Results
 from tests.small_runs import TINY
 from tests.test_tables import full_cifar100

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from abd_jax import config, report, tables, upper_bounds
+from abd_jax import config
 from abd_jax.errors import UserError
+from abd_jax.report import command as report
+from abd_jax.report import tables, upper_bounds
 from abd_jax.results import Results
 
 ROOT = Path(__file__).parent.parent

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from abd_jax import config, data, experiment, train, upper_bounds
+from abd_jax import config, data, experiment, train
 from abd_jax.config import with_values
 from abd_jax.errors import UserError
+from abd_jax.report import upper_bounds
 from abd_jax.results import Results
 
 TINY = with_values(

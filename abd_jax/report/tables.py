@@ -13,7 +13,7 @@ import numpy as np
 from abd_jax import config as config_lib
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
-from abd_jax.published import ABLATIONS, FIGURES, FLAGS, REPLAY, Benchmark, Figures
+from abd_jax.report.published import ABLATIONS, FIGURES, FLAGS, REPLAY, Benchmark, Figures
 from abd_jax.results import Results
 
 

@@ -2,7 +2,7 @@
 
 import json
 
-from abd_jax.charts import Series, heat_map, line_chart, number
+from abd_jax.report.charts import Series, heat_map, line_chart, number
 
 _PAIRS = {
     'real_old_real_new': 'old real to new real', 'real_old_synthetic': 'old real to synthetic',

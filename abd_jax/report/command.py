@@ -12,9 +12,9 @@ import argparse
 import dataclasses
 import sys
 
-from abd_jax import pages, tables, upper_bounds
 from abd_jax.errors import UserError
 from abd_jax.files import write_whole
+from abd_jax.report import pages, tables, upper_bounds
 from abd_jax.results import Results, runs_below
 from abd_jax.written import path_of
 
@@ -71,7 +71,3 @@ def main(arguments):
     print(error, file=sys.stderr)
     return 2
   return 0
-
-
-if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))

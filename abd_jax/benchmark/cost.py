@@ -7,7 +7,8 @@ not timed are taken to reach as many operations a second as the ones that were.
 import dataclasses
 import json
 
-from abd_jax.benchmark import STEPS, step_flops
+from abd_jax.benchmark.hot_steps import STEPS
+from abd_jax.benchmark.operations import step_flops
 from abd_jax.config import Config
 from abd_jax.errors import UserError
 from abd_jax.programs import inversion_steps
@@ -47,13 +48,13 @@ def flops_of(config: Config) -> dict[str, int]:
 
 
 def seconds_of(config: Config, found: dict) -> float:
-  """Seconds of a run, where `found` is what `benchmark.run` found on the machine."""
+  """Seconds of a run, where `found` is what `timing.run` found on the machine."""
   reached = {row['step']: row['flops_per_second'] for row in found['steps']}
   return sum(count / reached[name] for name, count in flops_of(config).items())
 
 
 def read(path):
-  """What `benchmark.run` found, from the file where `experiments/benchmark.py --json` put it.
+  """What `timing.run` found, from the file where `experiments/benchmark.py --json` put it.
 
   Raises:
     UserError: it cannot be read, or is another file.
@@ -71,7 +72,7 @@ def read(path):
 
 
 def _is_found(found):
-  """Whether a JSON value has all that is read of what `benchmark.run` found."""
+  """Whether a JSON value has all that is read of what `timing.run` found."""
   if not isinstance(found, dict) or not isinstance(found.get('steps'), list):
     return False
   texts = all(is_of(found.get(name), str) and is_line(found[name]) for name in ('ours', 'device', 'student'))

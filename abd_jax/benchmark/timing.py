@@ -9,26 +9,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abd_jax import __version__, states, train
+from abd_jax import __version__
 from abd_jax.addresses import Address
+from abd_jax.benchmark.hot_steps import STEPS, hot_steps, prepared
+from abd_jax.benchmark.operations import matmul_peak, step_flops
 from abd_jax.config import Config
-from abd_jax.data.sources import CIFAR100_MEAN, CIFAR100_STD, Dataset
 from abd_jax.errors import UserError
-from abd_jax.methods import METHODS
-from abd_jax.models.generator import UpsampledConv
-from abd_jax.parallel import CompiledStep, compile_seconds, put
-from abd_jax.programs import programs_for
+from abd_jax.parallel import compile_seconds, put
 from abd_jax.results import peak_memory_bytes
-from abd_jax.states import GeneratorState, StudentState
-
-STEPS = ('first', 'abd', 'generator')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,71 +41,6 @@ class Timing:
       return 0.0
     low, _, high = statistics.quantiles(self.seconds, n=4)
     return (high - low) / 2 / self.median
-
-
-def random_dataset(config, num_images=2560):
-  """Random images of CIFAR-100's shape, or of --image_size: a step takes as long on them as on any."""
-  rng = np.random.default_rng(0)
-  side = config.image_size or 32
-  images = rng.integers(0, 256, (num_images, side, side, 3), np.uint8)
-  labels = np.arange(num_images) % 100
-  names = tuple(f'class {k}' for k in range(100))
-  return Dataset('random', images, labels, images[:100], labels[:100], names, CIFAR100_MEAN, CIFAR100_STD)
-
-
-@dataclasses.dataclass(frozen=True)
-class Hot:
-  """One of the hot steps, as a run would call it.
-
-  Attributes:
-    step: a `CompiledStep`.
-    length: how many steps a call makes.
-    state: what it moves.
-    others: (number of the first step) -> its other arguments.
-  """
-
-  step: CompiledStep
-  length: int
-  state: StudentState | GeneratorState
-  others: Callable
-
-
-def hot_steps(config, tasks, programs, student, generator, images, labels):
-  """{name: `Hot`} on a task's images and labels, of states or their shapes."""
-  method, teacher = METHODS[config.method], states.TeacherState(student.params, student.batch_stats)
-  rows = np.tile(np.arange(config.optimisation.batch_size, dtype=np.int32), (programs.learn_steps, 1))
-  past = tasks.classes_per_task
-  rate = config.optimisation.learning_rate
-  place = lambda task, address, step: np.array([config.seed, task, address, step], np.int32)
-
-  def learn(task, phase, teacher, generator, past):
-    others = lambda step: (
-        place(task, Address.LEARN, step), programs.learn_steps, teacher, generator, images, labels, rows, past,
-        past + tasks.classes_per_task, rate, None,
-    )
-    return Hot(programs.learn[phase], programs.learn_steps, student, others)
-
-  invert = lambda step: (place(1, Address.INVERSION, step), programs.invert_steps, teacher, past)
-  return {
-      'first': learn(0, method.first[0], None, None, 0),
-      'abd': learn(1, method.later[0], teacher, generator, past),
-      'generator': Hot(programs.invert, programs.invert_steps, generator, invert),
-  }
-
-
-def prepared(config):
-  """The (TaskSequence, Programs) that the hot steps are of.
-
-  Raises:
-    UserError: the method has no inversion; the config cannot be run.
-  """
-  if not METHODS[config.method].dreams:
-    raise UserError(f'--method={config.method} trains no generator: other steps than those timed here.')
-  if config.inversion.inversion != 'generator':
-    raise UserError(f'--inversion={config.inversion.inversion} trains no generator: other steps than those timed here.')
-  dataset = random_dataset(config)
-  tasks = train.check(config, dataset)
-  return tasks, programs_for(config, tasks, dataset)
 
 
 class Ours:
@@ -156,7 +84,7 @@ class Authors:
   """The same steps of the authors' PyTorch code, in a process of its own that works only when it is asked."""
 
   def __init__(self, checkout, config: Config):
-    command = [sys.executable, '-m', 'abd_jax.benchmark_authors', checkout, str(config.optimisation.batch_size)]
+    command = [sys.executable, '-m', 'abd_jax.benchmark.authors', checkout, str(config.optimisation.batch_size)]
     self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
       self.name = self._answer()
@@ -208,62 +136,6 @@ def measure(contestants, repeats, seconds):
 def _ratios(slower, faster):
   """How many times as fast, of two `Timing`s made in turn: a figure a repeat."""
   return [a / b for a, b in zip(slower.seconds, faster.seconds, strict=True)]
-
-
-def forward_flops(model, *inputs, **kwargs):
-  """Floating-point operations of one forward pass, a multiplication and an addition counted as two.
-
-  Convolutions and dense layers alone, as the networks have them, whatever a kernel spares: for `UpsampledConv` the 16
-  products of its four small convolutions a pixel of the small image.
-  """
-  total = 0
-
-  def count(call, args, call_kwargs, context):
-    nonlocal total
-    result = call(*args, **call_kwargs)
-    module = context.module
-    if context.method_name == '__call__' and isinstance(module, (nn.Conv, nn.Dense, UpsampledConv)):
-      fan_in = args[0].shape[-1]
-      if isinstance(module, nn.Dense):
-        taps = 1
-      else:
-        taps = 4 if isinstance(module, UpsampledConv) else np.prod(module.kernel_size)
-      total += 2 * int(np.prod(result.shape)) * fan_in * int(taps)
-    return result
-
-  with nn.intercept_methods(count):
-    jax.eval_shape(lambda key: model.init(key, *inputs, **kwargs), jax.random.key(0))
-  return total
-
-
-def step_flops(config):
-  """{step: floating-point operations}, a backward pass counted as two forward ones.
-
-  ABD's step passes 2B rows through the student and the teacher and samples B; the generator's gradient goes through
-  the teacher to its images alone, which is half a backward pass.
-  """
-  dataset = random_dataset(config, 100)
-  image_by_image = dataclasses.replace(config.optimisation, batch_size=1)
-  tasks = train.check(dataclasses.replace(config, optimisation=image_by_image), dataset)
-  programs = programs_for(config, tasks, dataset)
-  batch = config.optimisation.batch_size
-  student = batch * forward_flops(programs.networks.classifier, jnp.zeros((1, *tasks.image_shape)), train=False)
-  dreamer = batch * forward_flops(programs.networks.dreamer, jnp.zeros((1, states.LATENT_SIZE)), train=False)
-  return {'first': 3 * student, 'abd': 2 * (3 * student + student) + dreamer, 'generator': 3 * dreamer + 2 * student}
-
-
-def matmul_peak(precision):
-  """Operations a second of a large matrix product in 'float32' or 'bfloat16': what this device really reaches."""
-  size = 2048 if jax.default_backend() == 'cpu' else 8192
-  left = jax.random.normal(jax.random.key(0), (size, size), precision)
-  product = jax.jit(lambda a: a @ a)
-  jax.block_until_ready(product(left))
-  best = float('inf')
-  for _ in range(10):
-    since = time.perf_counter()
-    jax.block_until_ready(product(left))
-    best = min(best, time.perf_counter() - since)
-  return 2 * size**3 / best
 
 
 def run(config, repeats=9, seconds=2.0, against=None):

@@ -1,6 +1,6 @@
-"""The authors' PyTorch steps (GT-RIPL/AlwaysBeDreaming-DFCIL), made when asked: the other side of `benchmark.Authors`.
+"""The authors' PyTorch steps (GT-RIPL/AlwaysBeDreaming-DFCIL), made when asked: the other side of `timing.Authors`.
 
-  python -m abd_jax.benchmark_authors CHECKOUT BATCH_SIZE
+  python -m abd_jax.benchmark.authors CHECKOUT BATCH_SIZE
 
 A line '<step> <count>' on standard input is answered by 'answer <seconds a step>'. Needs a PyTorch of the user's; what
 the checkout's code expects of CUDA is neutralised where there is none.

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-from abd_jax import __version__, benchmark, programs
+from abd_jax import __version__, programs
+from abd_jax.benchmark.hot_steps import hot_steps, prepared
 from abd_jax.errors import UserError
 from abd_jax.parallel import compiled_for, platform, shapes
 
@@ -37,10 +38,10 @@ def chips(topology, count=None):
 
 
 def run(config, topology, count=None):
-  """Compiles the steps that `benchmark` times, as a run of `config` on these chips would.
+  """Compiles the steps that `timing` times, as a run of `config` on these chips would.
 
   Args:
-    config: of steps as `benchmark.run` times them.
+    config: of steps as `timing.run` times them.
     topology, count: as for `chips`.
 
   Returns:
@@ -73,9 +74,9 @@ def run(config, topology, count=None):
 
 
 def _hot_steps(config):
-  (tasks, built), place = benchmark.prepared(config), np.zeros(4, np.int32)
+  (tasks, built), place = prepared(config), np.zeros(4, np.int32)
   states = (jax.eval_shape(init, place) for init in (built.init_student, built.init_generator))
-  return benchmark.hot_steps(config, tasks, built, *shapes((*states, *tasks.train(1))))
+  return hot_steps(config, tasks, built, *shapes((*states, *tasks.train(1))))
 
 
 def _compiled(name, hot):

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from abd_jax import config as config_lib
-from abd_jax import findings, tables
-from abd_jax.charts import Series, heat_map, line_chart
 from abd_jax.errors import UserError
 from abd_jax.files import write_whole
 from abd_jax.metrics_log import MetricsLog, StepCounter, figures_of
 from abd_jax.pictures import load_synthetic
+from abd_jax.report import findings, tables
+from abd_jax.report.charts import Series, heat_map, line_chart
 from abd_jax.results import Results
 
 _PARTS = {
@@ -91,8 +91,8 @@ def _environment():
   import jinja2
 
   return jinja2.Environment(
-      loader=jinja2.PackageLoader('abd_jax'), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-      lstrip_blocks=True,
+      loader=jinja2.PackageLoader('abd_jax.report'), autoescape=True, undefined=jinja2.StrictUndefined,
+      trim_blocks=True, lstrip_blocks=True,
   )
 
 
