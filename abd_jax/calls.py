@@ -1,4 +1,4 @@
-"""What the calls of a compiled step have said."""
+"""The metrics that calls of a compiled step return: their means, and the check that they are finite."""
 
 from typing import NamedTuple
 

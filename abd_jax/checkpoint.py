@@ -23,7 +23,7 @@ from abd_jax.files import writing
 # Process 0 alone takes part in Orbax's barriers.
 _ALONE = {0}
 
-# Orbax numbers what it writes in the background by what the process wrote last: one save at a time, whosoever it is.
+# Orbax numbers its background writes by process: one save at a time, of whichever run.
 _one_save = threading.Lock()
 _last_saved = None
 
@@ -104,7 +104,7 @@ class Checkpoints:
 
   @contextlib.contextmanager
   def _writing(self):
-    """Around the second attempt: a disk may be busy once, and Orbax takes a clock that is set forward for a delay."""
+    """Around the second attempt: a disk may fail once, and a clock set forward looks to Orbax like a time-out."""
     try:
       yield
     except Exception as error:  # of a full disk: an OSError here, a ValueError there

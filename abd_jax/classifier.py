@@ -102,7 +102,7 @@ def grow_head(variables, networks, key):
     return variables
   fresh = {'head': networks.classifier.init(key, jnp.zeros((1, size)), method='classify')['params']['head']}
   if networks.own:
-    fresh[OWN] = networks.init_own(key)
+    fresh[OWN] = networks.make_init_own()(key)
   append = lambda old, new: np.concatenate([old, new[..., old.shape[-1] :]], axis=-1)
   grown = {name: jax.tree.map(append, dict(params[name]), dict(leaf)) for name, leaf in fresh.items()}
   return {**variables, 'params': {**params, **grown}}
@@ -179,7 +179,8 @@ class Classifier:
   def fresh_variables(self, key):
     """The variables of one that is as large and has learned nothing."""
     networks, optimizer = self.networks(), states.student_optimizer(self.config.optimisation)
-    return states.init_student(networks.classifier, optimizer, self.image_shape, key, networks.init_own).variables
+    init_own = networks.make_init_own()
+    return states.init_student(networks.classifier, optimizer, self.image_shape, key, init_own).variables
 
   def of_method(self):
     """The same without the parameters that another method has left in the head.

@@ -27,7 +27,7 @@ def _field(default, text, *, choices=None, at_least=None, above=None, identity=T
 
 
 class _Plain:
-  """Flags whose values, NumPy's or in lists perhaps, are kept as those that flags have: they are hashed and written."""
+  """Keeps NumPy's numbers as Python's and lists as tuples, as flags have them: configs are hashed and written."""
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -230,10 +230,16 @@ def with_values(config, values):
   return dataclasses.replace(config, **changes)
 
 
+def incidental_flags():
+  """The names of flags that make no other run: where it writes, how fast it is."""
+  return {leaf.name for leaf in leaves(Config()) if not leaf.field.metadata['identity']}
+
+
 def differing_flag(config, other):
   """The name of a flag that makes the two different runs, or None."""
+  incidental = incidental_flags()
   for ours, theirs in zip(leaves(config), leaves(other), strict=True):
-    if ours.field.metadata['identity'] and ours.value != theirs.value:
+    if ours.name not in incidental and ours.value != theirs.value:
       return ours.name
   return None
 

@@ -104,7 +104,7 @@ def run_all(config):
   with StopSignal() as stop:
     dataset = load(config.dataset, config.data_dir, config.verify_checksum)
     for one, workdir in runs:  # all of them before the first is trained
-      tasks = train.check(one, dataset)
+      tasks = train.tasks_for(one, dataset)
       stored.append(processes.on_first(functools.partial(_prepare, config, one, workdir, dataset, tasks)))
     results = _train(runs, dataset, stop, in_turns)
   if processes.is_first():

@@ -40,8 +40,7 @@ _PAIRS = {'real_old_real_new': 'real_new', 'real_old_synthetic': 'synthetic'}
 _NAMES = {'mid': 'MID', 'mmd': 'squared MMD'}
 _DEFAULTS = config_lib.as_dict(config_lib.Config())  # an earlier version did not have every flag
 # Flags that make no other benchmark.
-_APART = {leaf.name for leaf in config_lib.leaves(config_lib.Config()) if not leaf.field.metadata['identity']}
-_APART |= {'method', 'seed'}
+_APART = config_lib.incidental_flags() | {'method', 'seed'}
 
 
 def _figure(panels_RC, width=3.0, height=2.7, **kwargs):

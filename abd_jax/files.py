@@ -51,7 +51,7 @@ def write_whole(path, text):
 
 
 def check_writable(path, flag):
-  """Makes sure, before minutes go into it, that a file can be written; nothing where there is no path.
+  """Refuses a file that cannot be written before minutes go into what it will hold; of no path nothing is asked.
 
   Args:
     path: of the file, `~` being the home directory, or ''.

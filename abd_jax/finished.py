@@ -124,8 +124,8 @@ def synthetic_images(run, count):
   replays = any(phase.replays for phase in run.method.later)
   if run.teacher is None or not (run.method.dreams or replays):
     return None
-  image_set = run.config.inversion if run.config.inversion.inversion == 'images' else None
-  draw, dream = synthesis(run.networks, run.method.dreams, replays, image_set)
+  of_images = run.config.inversion if run.config.inversion.inversion == 'images' else None
+  draw, dream = synthesis(run.networks, run.method.dreams, replays, of_images)
   sample = compile_step(lambda generator, teacher, place: dream(generator, teacher, draw(key_at(place), EVAL_BATCH)))
   images = []
   for i in range(math.ceil(count / EVAL_BATCH)):

@@ -44,44 +44,40 @@ def _running(variables, path):
   return functools.reduce(operator.getitem, path, variables['batch_stats'])
 
 
-def inversion_terms(model, variables, images, past, temperature=1000.0, blur_sigma=2**0.5, axis=None):
-  """The four terms of Eq. 7, unweighted.
+def inversion_loss(model, variables, images, past, hparams, axis=None):
+  """Eq. 7: the weighted sum of four terms.
 
   Args:
     model: the frozen classifier's Linen module.
     variables: its {'params', 'batch_stats'}.
     images: f32[N, H, W, C], synthetic images in its normalised pixel space.
     past: number of classes it has learned; the head's other logits are left out.
-    temperature: of the content term.
-    blur_sigma: of the smoothness term, in pixels.
+    hparams: a `config.Inversion`.
     axis: the mapped axis along which devices share the batch, or None; the statistics and the diversity are then those
       of the whole batch, and the mean over the devices of the other two is.
 
   Returns:
-    {'content', 'diversity', 'statistics', 'smoothness'}: f32[] each, differentiable in `images`; finite when a class
-    probability underflows and when past is 1.
+    (f32[], {'loss', 'content', 'diversity', 'statistics', 'smoothness'}): the sum, and with it each term unweighted;
+    differentiable in `images`, finite when a class probability underflows and when past is 1.
   """
   logits_NK, statistics = apply_with_batch_norm_inputs(model, variables, images, axis)
   divergences = []
   for path, (mean_C, variance_C) in statistics.items():
     running = _running(variables, path)
     divergences.append(losses.statistics_alignment(mean_C, variance_C, running['mean'], running['var']))
-  return {
-      'content': jnp.mean(losses.content(logits_NK, past, temperature)),
+  terms = {
+      'content': jnp.mean(losses.content(logits_NK, past, hparams.content_temperature)),
       'diversity': losses.label_diversity(logits_NK, past, axis),
       'statistics': jnp.mean(jnp.stack(divergences)),
-      'smoothness': losses.smoothness(images, blur_sigma),
+      'smoothness': losses.smoothness(images, hparams.blur_sigma),
   }
-
-
-def inversion_loss(terms, hparams):
-  """f32[]: the weighted sum of Eq. 7 over what `inversion_terms` returns; hparams is a `config.Inversion`."""
-  return (
+  loss = (
       hparams.content_weight * terms['content']
       + hparams.diversity_weight * terms['diversity']
       + hparams.statistics_weight * terms['statistics']
       + hparams.smoothness_weight * terms['smoothness']
   )
+  return loss, {'loss': loss, **terms}
 
 
 def sample(model, generator, latents_NZ):

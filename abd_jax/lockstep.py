@@ -37,7 +37,7 @@ def train_together(runs, dataset, stop):
   config, _ = runs[0]
   lockstep = Lockstep(len(runs), stop)
   # Built before there are threads, which would each build their own.
-  programs = lockstep.bind(programs_for(config, train.check(config, dataset), dataset))
+  programs = lockstep.bind(programs_for(config, train.tasks_for(config, dataset), dataset))
 
   def one(config, workdir):
     with lockstep.taking_part():

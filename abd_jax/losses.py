@@ -1,4 +1,4 @@
-"""Every equation of the paper that is minimised, as pure functions of arrays.
+"""Every equation that is minimised, the paper's and its baselines', as pure functions of arrays.
 
 Smith et al., "Always Be Dreaming: A New Approach for Data-Free Class-Incremental Learning", ICCV 2021
 (https://arxiv.org/abs/2106.09701). Functions return one value an example where a weight may follow; the weight and the

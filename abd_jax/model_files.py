@@ -97,7 +97,7 @@ def read(path):
 
 def _read_description(path):
   try:
-    description = json.loads((path / DESCRIPTION).read_text())
+    description = json.loads((path / DESCRIPTION).read_text('utf-8'))
     version, weights, _ = description['format'], description['weights'], description['sha256']
     ours = re.fullmatch(_WEIGHTS.replace('*', '[0-9a-f]+'), weights)
   except OSError as error:

@@ -58,8 +58,7 @@ class Networks:
     """How many classes are counted, or None for a method that does not count."""
     return self.num_classes if self.tallies else None
 
-  @property
-  def init_own(self):
+  def make_init_own(self):
     """(key) -> the method's own parameters, or None for a method without.
 
     Raises:

@@ -101,7 +101,7 @@ def split_rows(rows, axis):
 
 
 def keep_split(rows, axis):
-  """What was made of split rows, said to XLA to be split likewise."""
+  """The rows, of which XLA is told that they are split as those that they were made of."""
   if axis is not None or _mesh() is None:
     return rows
   return jax.lax.with_sharding_constraint(rows, NamedSharding(_mesh(), PartitionSpec(_AXIS)))
@@ -134,7 +134,7 @@ def shapes(tree):
 
 
 class CompiledStep:
-  """A compiled step that knows how often it was traced: once a run is what the masks are for."""
+  """A compiled step that counts its own traces: one a run, thanks to masks in the place of slices."""
 
   def __init__(self, step, *, donate=(), axis=None):
     @functools.wraps(step)

@@ -108,12 +108,12 @@ def programs_for(config, tasks, dataset):
   if method.weight_decay is not None:
     optimisation = dataclasses.replace(optimisation, weight_decay=method.weight_decay)
   evaluated = dataclasses.replace(networks, generator=None, axis=None)
-  image_set = config.inversion if method.dreams and config.inversion.inversion == 'images' else None
+  of_images = config.inversion if method.dreams and config.inversion.inversion == 'images' else None
   phases = dict.fromkeys(method.first + method.later)
   longest_epoch = Streams(tasks, method, config.memory, config.seed).longest() // optimisation.batch_size
   augmentation = config.augmentation
   if dataset.streamed:
-    # Cropped as they are decoded; and a call's images are in memory whole, where a step's take no shorter to hand over.
+    # Photographs are cropped as they are decoded. One step a call, whose images alone are in the host's memory then.
     augmentation, longest_epoch = dataclasses.replace(augmentation, resized_crop=False), 1
   learn_steps, invert_steps = (
       config.steps_per_call or default_steps_per_call(epoch) for epoch in (longest_epoch, INVERSION_EPOCH)
@@ -122,9 +122,9 @@ def programs_for(config, tasks, dataset):
   if method.dreams:
     settings = networks, config.inversion, inversion_batch(config)
     invert = {
-        'init_generator': _init_image_set(*settings) if image_set else _init_generator(networks, config.inversion),
-        'invert': (_invert_images if image_set else _invert)(*settings, invert_steps),
-        'preview': _preview(networks, image_set),
+        'init_generator': _init_image_set(*settings) if of_images else _init_generator(networks, config.inversion),
+        'invert': (_invert_images if of_images else _invert)(*settings, invert_steps),
+        'preview': _preview(networks, of_images),
     }
   return Programs(
       networks=networks,
@@ -133,10 +133,10 @@ def programs_for(config, tasks, dataset):
       begin_epoch=_begin_epoch() if method.tallies else None,
       restart=_restart(optimisation),
       freeze=_freeze(),
-      learn={p: _learn(p, networks, optimisation, augmentation, config.hparams, image_set) for p in phases},
+      learn={p: _learn(p, networks, optimisation, augmentation, config.hparams, of_images) for p in phases},
       evaluate=_evaluate(evaluated, method.readout, config.hparams),
       features=features(evaluated) if method.closes or (method.coreset and method.coreset.rank) else None,
-      synthetic_features=_synthetic_features(networks, image_set) if method.closes else None,
+      synthetic_features=_synthetic_features(networks, of_images) if method.closes else None,
       learn_steps=learn_steps,
       invert_steps=invert_steps,
       inversion_steps=inversion_steps(config),
@@ -174,7 +174,7 @@ def _cached(build):
 def _init_student(networks, optimisation):
   optimizer = states.student_optimizer(optimisation)
   init = functools.partial(
-      states.init_student, networks.classifier, optimizer, networks.image_shape, own=networks.init_own,
+      states.init_student, networks.classifier, optimizer, networks.image_shape, own=networks.make_init_own(),
       tallied=networks.tallied,
   )
   return compile_once(lambda place: init(key_at(place)))
@@ -182,7 +182,7 @@ def _init_student(networks, optimisation):
 
 @_cached
 def _renew(networks, optimisation, own):
-  optimizer, init_own = states.student_optimizer(optimisation), networks.init_own if own else None
+  optimizer, init_own = states.student_optimizer(optimisation), networks.make_init_own() if own else None
 
   def renew(student, place):
     return states.renewed(student, optimizer, key_at(place), init_own, networks.tallied)
@@ -221,7 +221,7 @@ def _freeze():
 
 
 @_cached
-def _learn(phase, networks, optimisation, augmentation, hparams, image_set):
+def _learn(phase, networks, optimisation, augmentation, hparams, of_images):
   # 1.9: two passes over the same batch leave .81 r + .19 batch.
   rate = 1.9 if optimisation.bn_double_update and phase.second_pass else 1.0
   optimizer = states.student_optimizer(optimisation)
@@ -237,7 +237,7 @@ def _learn(phase, networks, optimisation, augmentation, hparams, image_set):
       tasks=networks.task_of_class,
       apart=phase.apart,
   )
-  draw, dream = synthesis(networks, phase.dreams, phase.replays, image_set)
+  draw, dream = synthesis(networks, phase.dreams, phase.replays, of_images)
   step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream, networks.axis, draw)
 
   def learn(student, place, count, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, before):
@@ -251,13 +251,13 @@ def _learn(phase, networks, optimisation, augmentation, hparams, image_set):
   return compile_step(learn, donate=(0,), axis=networks.axis)
 
 
-def synthesis(networks, dreams=True, replays=False, image_set=None):
+def synthesis(networks, dreams=True, replays=False, of_images=None):
   """How a step comes by synthetic images.
 
   Args:
     networks: a `Networks`.
     dreams, replays: as in `methods.interface.Phase`.
-    image_set: the config.Inversion of --inversion=images, else None.
+    of_images: the config.Inversion of --inversion=images, else None.
 
   Returns:
     draw: (key, N) -> drawn [N, ...]; dream: (generator, teacher, drawn) -> f32[N, H, W, C], None without such images.
@@ -270,10 +270,10 @@ def synthesis(networks, dreams=True, replays=False, image_set=None):
       return model.apply({'params': teacher.params[OWN]['vae']}, latents, method='sample')
 
     return lambda key, count: jax.random.normal(key, (count, vae.LATENT_SIZE)), replay
-  if dreams and image_set:
+  if dreams and of_images:
     return (
         lambda key, count: jax.random.uniform(key, (count, 4)),
-        lambda generator, teacher, draws: inversion.sample_images(generator, draws, image_set),
+        lambda generator, teacher, draws: inversion.sample_images(generator, draws, of_images),
     )
   sample = lambda generator, teacher, latents: inversion.sample(networks.dreamer, generator, latents)
   return steps.normal_latents, sample if dreams else None
@@ -312,8 +312,8 @@ def _invert_images(networks, hparams, batch_size, steps_per_call):
 
 
 @_cached
-def _preview(networks, image_set):
-  draw, dream = synthesis(networks, image_set=image_set)
+def _preview(networks, of_images):
+  draw, dream = synthesis(networks, of_images=of_images)
 
   def preview(generator, teacher, past, place):
     images = dream(generator, teacher, draw(key_at(place), PREVIEW_IMAGES))
@@ -341,8 +341,8 @@ def features(networks):
 
 
 @_cached
-def _synthetic_features(networks, image_set):
-  draw, dream = synthesis(networks, image_set=image_set)
+def _synthetic_features(networks, of_images):
+  draw, dream = synthesis(networks, of_images=of_images)
 
   def look(student, teacher, generator, place):
     images = dream(generator, teacher, draw(key_at(place), EVAL_BATCH))

@@ -63,7 +63,7 @@ class Record:
 
   @contextlib.contextmanager
   def timed(self, kind):
-    """Adds the time inside to `seconds`, compilation apart; the value, called, adds what has passed so far."""
+    """Adds the time inside to `seconds`, compilation apart; yields a function that adds the time so far at once."""
     since, compiled = time.monotonic(), compile_seconds()
 
     def clock():

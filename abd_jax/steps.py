@@ -48,67 +48,41 @@ def make_student_update(
   Args:
     model: the classifier's Linen module, student and teacher alike.
     optimizer: an optax transformation without a learning rate.
-    loss: as in `methods.interface.Phase`.
+    loss, trains, apart: as in `methods.interface.Phase`.
     hparams: config.Hyperparameters.
     statistics_rate: running statistics move by so many times what a train-mode pass moves them; 1.9 has the effect of
       two passes over the same batch (.81 r + .19 batch).
     axis: the mapped axis along which devices share a batch, or None.
-    trains: as in `methods.interface.Phase`.
     train_mode: BatchNorm uses the batch's statistics and moves the running ones; else it uses those and leaves them.
     tasks: the task of each class of the head, for losses that look at it.
-    apart: as in `methods.interface.Phase`, of one with synthetic images.
 
   Returns:
-    update(student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate, key, before) ->
-    (student, metrics); `teacher`, `synthetic_images`, `key` (for what the loss draws) and `before` (a TeacherState, the
-    student as the phase found it) may be None, the images are f32[B, H, W, C].
+    update(student, teacher, batch, synthetic_images, key, before) -> (student, metrics); the images of the `Batch` are
+    f32[B, H, W, C] here. `teacher`, `synthetic_images`, `key` (for what the loss draws) and `before` (a TeacherState,
+    the student as the phase found it) may be None.
   """
   tasks = None if tasks is None else jnp.asarray(tasks)
 
-  def classify(params, features_ND):
-    return model.apply({'params': params}, features_ND, method='classify')
-
-  def features_of(params, batch_stats, images, num_real):
-    """f32[N, D], and the running statistics after the pass or passes."""
-    found = []
-    for rows in jnp.split(images, [num_real]) if apart else [images]:
-      features, updates = model.apply(
-          {'params': params, 'batch_stats': batch_stats}, keep_split(rows, axis), train=train_mode, method='features',
-          mutable=['batch_stats'],
-      )
-      batch_stats = updates.get('batch_stats', batch_stats)
-      found.append(features)
-    return jnp.concatenate(found), batch_stats
-
-  def update(
-      student, teacher, real_images, labels, synthetic_images, past, seen, learning_rate, key=None, before=None
-  ):
-    num_real = len(labels)
-    images = keep_split(stack_rows(real_images, synthetic_images), axis)
-    teacher_features = teacher_logits = None
-    if teacher is not None:
-      teacher_features = model.apply(teacher.variables, images, train=False, method='features')
-      teacher_logits = classify(teacher.params, teacher_features)
-    if synthetic_images is not None:
-      choice = jnp.argmax(mask_logits(teacher_logits[num_real:], 0, past), axis=-1)
-      labels = jnp.concatenate([labels, choice.astype(labels.dtype)])
-
-    before_logits = None if before is None else model.apply(before.variables, images, train=False)
+  def update(student, teacher, batch, synthetic_images, key=None, before=None):
+    num_real = len(batch.labels)
+    images = keep_split(stack_rows(batch.images, synthetic_images), axis)
+    rows = _frozen_rows(model, teacher, before, images, batch.labels, batch.past)
 
     def objective(params):
-      features, batch_stats = features_of(params, student.batch_stats, images, num_real)
-      logits = classify(params, features)
-      both = Rows(labels, features, logits, teacher_features, teacher_logits, before_logits, images)
+      features, batch_stats = _features(
+          model, params, student.batch_stats, [num_real] if apart else [], images, train_mode, axis
+      )
+      both = rows.replace(features=features, logits=_classify(model, params, features))
       view = View(
-          real=jax.tree.map(lambda rows: rows[:num_real], both),
-          synthetic=None if synthetic_images is None else jax.tree.map(lambda rows: rows[num_real:], both),
+          real=jax.tree.map(lambda leaf: leaf[:num_real], both),
+          synthetic=None if synthetic_images is None else jax.tree.map(lambda leaf: leaf[num_real:], both),
           both=both,
-          past=past,
-          seen=seen,
+          past=batch.past,
+          seen=batch.seen,
           num_classes=both.logits.shape[-1],
           axis=axis,
-          head=lambda features: classify(params, features),
-          teacher_head=None if teacher is None else lambda features: classify(teacher.params, features),
+          head=lambda features: _classify(model, params, features),
+          teacher_head=None if teacher is None else lambda features: _classify(model, teacher.params, features),
           own=params.get(OWN),
           tasks=tasks,
           noise=lambda size: _noise(key, num_real, both.labels, size, axis),
@@ -119,18 +93,56 @@ def make_student_update(
 
     gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(student.params)
     gradients, metrics = mean_over((gradients, metrics), axis)
-    moving = jax.tree.broadcast(trains(student.params, past, tasks), student.params)
-    if model.head_grows:
-      rows = classes_between(model.num_classes, 0, seen)
-      moving['head'] = jax.tree.map(lambda moves: rows if moves is True else moves, moving['head'])
-    params, opt_state = _descended(student, optimizer, gradients, moving, learning_rate)
+    moving = _moving(model, student.params, trains(student.params, batch.past, tasks), batch.seen)
+    params, opt_state = _descended(student, optimizer, gradients, moving, batch.learning_rate)
     if statistics_rate != 1.0:
       move = lambda old, new: old + statistics_rate * (new - old)
       batch_stats = jax.tree.map(move, student.batch_stats, batch_stats)
-    tally = student.tally and _counted(student.tally, labels, axis)
+    tally = student.tally and _counted(student.tally, rows.labels, axis)
     return student.replace(params=params, batch_stats=batch_stats, opt_state=opt_state, tally=tally), metrics
 
   return update
+
+
+def _classify(model, params, features_ND):
+  """f32[N, K]: the head alone."""
+  return model.apply({'params': params}, features_ND, method='classify')
+
+
+def _frozen_rows(model, teacher, before, images, labels, past):
+  """`Rows` without what the student makes of them: labels, and what teacher and `before` say, where there are such."""
+  teacher_features = teacher_logits = before_logits = None
+  if teacher is not None:
+    teacher_features = model.apply(teacher.variables, images, train=False, method='features')
+    teacher_logits = _classify(model, teacher.params, teacher_features)
+  if len(images) > len(labels):  # synthetic rows follow: the teacher names them
+    choice = jnp.argmax(mask_logits(teacher_logits[len(labels):], 0, past), axis=-1)
+    labels = jnp.concatenate([labels, choice.astype(labels.dtype)])
+  if before is not None:
+    before_logits = model.apply(before.variables, images, train=False)
+  return Rows(labels, None, None, teacher_features, teacher_logits, before_logits, images)
+
+
+def _features(model, params, batch_stats, splits, images, train_mode, axis):
+  """f32[N, D] of the student, and the running statistics after the pass, or after one over each part."""
+  found = []
+  for part in jnp.split(images, splits) if splits else [images]:
+    features, updates = model.apply(
+        {'params': params, 'batch_stats': batch_stats}, keep_split(part, axis), train=train_mode, method='features',
+        mutable=['batch_stats'],
+    )
+    batch_stats = updates.get('batch_stats', batch_stats)
+    found.append(features)
+  return jnp.concatenate(found), batch_stats
+
+
+def _moving(model, params, trained, seen):
+  """The tree of parameters with True, or bool arrays, for what moves and decays."""
+  moving = jax.tree.broadcast(trained, params)
+  if model.head_grows:
+    rows = classes_between(model.num_classes, 0, seen)
+    moving['head'] = jax.tree.map(lambda moves: rows if moves is True else moves, moving['head'])
+  return moving
 
 
 def _descended(student, optimizer, gradients, moving, learning_rate):
@@ -186,10 +198,8 @@ def make_student_step(update, augment, normalise, dream=None, axis=None, draw=no
     synthetic = None
     if dream is not None:
       synthetic = dream(generator, teacher, split_rows(draw(latent_key, len(batch.labels)), axis))
-    labels = split_rows(batch.labels, axis)
-    return update(
-        student, teacher, real, labels, synthetic, batch.past, batch.seen, batch.learning_rate, loss_key, before
-    )
+    batch = batch.replace(images=real, labels=split_rows(batch.labels, axis))
+    return update(student, teacher, batch, synthetic, loss_key, before)
 
   return step
 
@@ -211,11 +221,8 @@ def make_generator_update(model, generator_model, optimizer, *, hparams, axis=No
     def objective(params):
       variables = {'params': params, 'batch_stats': generator.batch_stats}
       images, updates = generator_model.apply(variables, latents_NZ, train=True, mutable=['batch_stats'])
-      terms = inversion.inversion_terms(
-          model, teacher.variables, images, past, hparams.content_temperature, hparams.blur_sigma, axis
-      )
-      total = inversion.inversion_loss(terms, hparams)
-      return total, ({'loss': total, **terms}, updates['batch_stats'])
+      loss, metrics = inversion.inversion_loss(model, teacher.variables, images, past, hparams, axis)
+      return loss, (metrics, updates['batch_stats'])
 
     gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(generator.params)
     gradients, metrics = mean_over((gradients, metrics), axis)
@@ -261,11 +268,7 @@ def make_image_step(model, optimizer, batch_size, *, hparams, axis=None):
 
     def objective(images):
       rows = split_rows(inversion.moved(images, draws_N3, hparams), axis)
-      terms = inversion.inversion_terms(
-          model, teacher.variables, rows, past, hparams.content_temperature, hparams.blur_sigma, axis
-      )
-      total = inversion.inversion_loss(terms, hparams)
-      return total, {'loss': total, **terms}
+      return inversion.inversion_loss(model, teacher.variables, rows, past, hparams, axis)
 
     gradients, metrics = mean_over(jax.grad(objective, has_aux=True)(images), axis)
     updates, opt_state = optimizer.update(gradients, opt_state, images)

@@ -14,7 +14,7 @@ from abd_jax import checkpoint, npz
 
 # Root mean square difference, in grey levels of 255, up to which two images are the same one.
 TOLERANCE = 2.0
-# An image of less contrast (standard deviation, in grey levels) says nothing: zeros would be it.
+# An image of less contrast (standard deviation, in grey levels) cannot be told from zeros.
 BLANK = 4.0
 _PARTS, _CHUNK = 8, 100_000
 

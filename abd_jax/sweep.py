@@ -165,7 +165,7 @@ class Sweep:
         folder = workdir / name / f'fold{i + 1}'
         values = dict(changes, num_tasks=config.num_tasks // 2, num_classes=0, stop_after_task=0)
         one = config_lib.with_values(config, dict(values, dataset=fold.name, workdir=str(folder)))
-        train.check(one, fold)
+        train.tasks_for(one, fold)
         processes.on_first(functools.partial(check_workdir, one, folder))
         runs.append((changes, one, folder, fold))
     with StopSignal() as stop:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 
 import jax
@@ -28,7 +29,7 @@ from abd_jax.stopping import Preempted
 # The device may lag so many calls behind the loop: enough to keep it busy, little to wait for when asked to stop.
 CALLS_IN_FLIGHT = 2
 
-# Draws that do without what led astray, until it must be something else.
+# After so many other draws it was not the draws.
 _MOST_ROLLBACKS = 3
 
 
@@ -105,7 +106,7 @@ class Run:
       self._stop_if_asked()
 
   def _plan(self, task):
-    """[(address of its randomness, phase)] of a task; what is done without one of the method's has no phase."""
+    """[(address of its randomness, phase)] of a task; inversion, choice of the coreset and closing have no phase."""
     phases = self._method.phases(task)
     plan = [(Address.LEARN + i, phase) for i, phase in enumerate(phases)]
     if self._method.coreset:  # chosen when all is learned, but before a phase that reads it alone
@@ -207,20 +208,21 @@ class Run:
     with self._record.timed('train'):
       images, labels = self._streams.load(task, Reads.NEW, None)
       features = functools.partial(in_batches, self._programs.features)
-      theirs, synthetic = None, (None, None)
+      learned = Learned(
+          labels, features(self._student.variables, images), past=self._tasks.past(task), seen=self._tasks.seen(task)
+      )
       if self._teacher is not None:
-        theirs = features(self._teacher.variables, images)
-        pairs = [
+        calls = [
             self._programs.synthetic_features(
                 self._student, self._teacher, self._generator, self._place(task, Address.CLOSING, i)
             )
-            for i in range(-(-len(labels) // EVAL_BATCH))
+            for i in range(math.ceil(len(labels) / EVAL_BATCH))
         ]
-        synthetic = [np.concatenate(side) for side in zip(*jax.device_get(pairs), strict=True)]
-      learned = Learned(
-          labels, features(self._student.variables, images), theirs, *synthetic, self._tasks.past(task),
-          self._tasks.seen(task),
-      )
+        by_student, by_teacher = (np.concatenate(of_calls) for of_calls in zip(*jax.device_get(calls), strict=True))
+        learned = dataclasses.replace(
+            learned, teacher_features=features(self._teacher.variables, images), synthetic_features=by_student,
+            synthetic_teacher_features=by_teacher,
+        )
       params = self._method.closes(jax.device_get(self._student.params), learned)
       self._student = self._student.replace(params=put(params))
 
@@ -234,8 +236,9 @@ class Run:
       while record.step < total:
         count = min(steps_per_call, epoch_steps - record.step % epoch_steps, total - record.step)
         recent.append(Call(advance(record.step, count), count, record.step))
-        jax.block_until_ready(recent[-CALLS_IN_FLIGHT:][0].metrics)
-        check_finite(recent[-CALLS_IN_FLIGHT:][:1], task, name)
+        oldest = recent[max(0, len(recent) - CALLS_IN_FLIGHT)]
+        jax.block_until_ready(oldest.metrics)
+        check_finite([oldest], task, name)
         record.step += count
         record.steps[kind] += count
         self._progress.step(record.step)

@@ -44,7 +44,7 @@ def run(config, workdir, dataset=None, stop=None, programs=None):
   """
   dataset = dataset or load(config.dataset, config.data_dir, config.verify_checksum)
   config = dataclasses.replace(config, dataset=dataset.name, workdir=str(workdir), distributed='')
-  tasks = check(config, dataset)
+  tasks = tasks_for(config, dataset)
   label = f'{config.method} seed {config.seed}'
   with _opened(config, workdir, dataset, tasks, stop, label, config.num_tasks, programs) as opened:
     return opened.execute()
@@ -103,42 +103,51 @@ def _mirrors(config, workdir):
   return [events] if events else []
 
 
-def check(config, dataset):
-  """The task sequence of the run.
+def tasks_for(config, dataset):
+  """The `TaskSequence` of a run, once all is known to fit.
 
   Raises:
     UserError: the config does not fit the data set, or names several methods.
   """
   if config.method not in METHODS:
     raise UserError(f'--method={config.method}: a run has one method.')
-  tasks = TaskSequence.of(config, dataset)
-  method = METHODS[config.method]
-  if config.optimisation.batch_size % len(devices()):
-    raise UserError(
-        f'--batch_size={config.optimisation.batch_size} cannot be split evenly over {len(devices())} devices.'
-    )
-  if method.dreams and config.parallel == 'pmap' and inversion_batch(config) % len(devices()):
-    raise UserError(
-        f'--inversion_batch_size={inversion_batch(config)} cannot be split evenly over {len(devices())} devices.'
-    )
+  tasks, method = TaskSequence.of(config, dataset), METHODS[config.method]
+  _check_batches(config, method)
+  _check_images(config, method, dataset, tasks)
+  _check_networks(config, method, dataset, tasks)
+  if 1 < config.top_k and tasks.num_classes <= config.top_k:
+    raise UserError(f'--top_k={config.top_k} of {tasks.num_classes} classes: every answer would be right.')
+  return tasks
+
+
+def _check_batches(config, method):
+  sizes = {'batch_size': config.optimisation.batch_size}
+  if method.dreams and config.parallel == 'pmap':
+    sizes['inversion_batch_size'] = inversion_batch(config)
+  for flag, size in sizes.items():
+    if size % len(devices()):
+      raise UserError(f'--{flag}={size} cannot be split evenly over {len(devices())} devices.')
+
+
+def _check_images(config, method, dataset, tasks):
   images_of = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
   if empty := [dataset.class_names[label] for label in tasks.order if not images_of[label]]:
     raise UserError(f'{dataset.name} has no training image of {", ".join(empty)}: leave that class out, or add some.')
   Streams(tasks, method, config.memory, config.seed).check(config.optimisation.batch_size, len(devices()))
   if not all(tasks.test_sizes()):
     raise UserError(f'{dataset.name} has no test images of task {int(np.argmin(tasks.test_sizes())) + 1}.')
+
+
+def _check_networks(config, method, dataset, tasks):
   networks = networks_for(config, tasks, dataset)
   check_head(method, config.student, networks.classifier)
   try:
-    networks.init_own  # noqa: B018
+    networks.make_init_own()
   except ValueError as error:
     raise UserError(f'--method={method.name}: {error}. Choose another --image_size.') from None
-  if method.dreams and config.inversion.inversion == 'generator':
+  if networks.generator:
     try:
-      make_generator(config.inversion.generator, tasks.image_shape)
+      make_generator(networks.generator, tasks.image_shape)
     except ValueError as error:
-      name = generator_for(config.inversion.generator, tasks.image_shape)
+      name = generator_for(networks.generator, tasks.image_shape)
       raise UserError(f'--generator={name}: {error}. Choose another, or another --image_size.') from None
-  if 1 < config.top_k and tasks.num_classes <= config.top_k:
-    raise UserError(f'--top_k={config.top_k} of {tasks.num_classes} classes: every answer would be right.')
-  return tasks

@@ -145,7 +145,7 @@ def test_upper_bounds_that_are_none(tmp_path, changes, reason):
   run = config.with_values(of_the_run, values | {'upper_bound': str(path)})
   dataset = load('digits')
   refused(
-    lambda: stored(run, dataset, train.check(run, dataset)),
+    lambda: stored(run, dataset, train.tasks_for(run, dataset)),
     '--upper_bound={where}/results.json is no upper bound of abd with seed 0: ' + reason + '.',
     tmp_path,
   )

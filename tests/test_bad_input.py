@@ -97,7 +97,7 @@ def test_values_from_python(values, sentence):
 ])
 def test_flags_that_the_data_set_contradicts(values, sentence):
   values = {'batch_size': 2, 'num_tasks': 5, 'student': 'resnet8', **values}
-  refused(lambda: train.check(config.with_values(config.Config(), values), coloured(10)), sentence, '')
+  refused(lambda: train.tasks_for(config.with_values(config.Config(), values), coloured(10)), sentence, '')
 
 
 @pytest.mark.parametrize('values, sentence', [
@@ -110,7 +110,7 @@ def test_flags_that_the_data_set_contradicts(values, sentence):
 def test_batches_that_several_devices_cannot_share(values, sentence, monkeypatch):
   monkeypatch.setattr(train, 'devices', lambda: 4 * [None])
   values = {'num_tasks': 5, 'student': 'resnet8', **values}
-  refused(lambda: train.check(config.with_values(config.Config(), values), coloured(10)), sentence, '')
+  refused(lambda: train.tasks_for(config.with_values(config.Config(), values), coloured(10)), sentence, '')
 
 
 def test_a_class_without_images_to_learn_it_from():
@@ -121,13 +121,14 @@ def test_a_class_without_images_to_learn_it_from():
   )
   values = config.with_values(config.Config(), {'batch_size': 2, 'num_tasks': 2, 'student': 'resnet8'})
   refused(
-    lambda: train.check(values, dataset), 'coloured has no training image of c: leave that class out, or add some.', ''
+    lambda: train.tasks_for(values, dataset),
+    'coloured has no training image of c: leave that class out, or add some.', '',
   )
 
 
 def test_a_method_that_does_not_dream_takes_images_of_any_size():
   values = {'method': 'base', 'image_size': 3, 'batch_size': 2, 'num_tasks': 5, 'student': 'resnet8'}
-  train.check(config.with_values(config.Config(), values), coloured(10))
+  train.tasks_for(config.with_values(config.Config(), values), coloured(10))
 
 
 @pytest.mark.parametrize('lines, sentence', [

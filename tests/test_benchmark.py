@@ -54,7 +54,8 @@ def test_median_and_spread():
 
 def test_ratios_are_of_repeats_made_in_turn():
   # Twice, then four times as long: a machine that slowed down for both is in neither.
-  assert timing._ratios(timing.Timing((2.0, 12.0)), timing.Timing((1.0, 3.0))) == [2.0, 4.0]
+  compared = timing._compared(timing.Timing((2.0, 12.0)), timing.Timing((1.0, 3.0)), 'by_')
+  assert compared == {'by_times_as_fast': 3.0, 'by_least': 2.0, 'by_most': 4.0}
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_a_contestant_is_asked_for_as_many_steps_as_fill_the_time():
 def test_the_peak_counts_a_multiplication_and_an_addition(monkeypatch):
   clock = iter(range(100))
   monkeypatch.setattr(operations.time, 'perf_counter', lambda: float(next(clock)))
-  assert operations.matmul_peak('bfloat16') == 2 * 2048**3
+  assert operations.matmul_peak('bfloat16', 8) == 2 * 8**3
 
 
 def test_the_hot_steps_are_those_of_a_first_and_of_a_later_task():

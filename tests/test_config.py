@@ -68,7 +68,7 @@ def with_everything_changed():
     elif isinstance(leaf.value, tuple):
       changes[leaf.name] = (3, 5)
     elif isinstance(leaf.value, str):
-      changes[leaf.name] = leaf.value + ' x'
+      changes[leaf.name] = leaf.value + ' X'
     else:
       changes[leaf.name] = leaf.value + 1
   return config.with_values(Config(), {**changes, 'stop_after_task': 2})
@@ -90,6 +90,11 @@ def test_what_makes_another_run_and_what_does_not():
   c = Config()
   same = dataclasses.replace(c, workdir='elsewhere', checkpoint_seconds=1.0, stop_after_task=2)
   assert config.differing_flag(c, same) is None
+  assert config.incidental_flags() == {
+      'checkpoint_seconds', 'compilation_cache', 'data_dir', 'debug_nans', 'distributed', 'on_nan', 'parallel',
+      'resume', 'seeds', 'seeds_in', 'steps_per_call', 'stop_after_task', 'tensorboard', 'upper_bound',
+      'verify_checksum', 'workdir',
+  }
   assert config.differing_flag(c, config.with_values(c, {'learning_rate': 0.2})) == 'learning_rate'
 
 

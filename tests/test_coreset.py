@@ -42,6 +42,12 @@ def test_nearest_mean_takes_the_nearest_first():
   np.testing.assert_array_equal(coreset.nearest_mean(LINE, 4), [3, 2, 1, 0])
 
 
+def test_the_mean_is_of_each_feature_by_itself():
+  # Means 1 and 12: the third is at (1, 12) itself, the others 2, 6 and 6 away.
+  plane = np.array([[3.0, 12.0], [0.0, 6.0], [1.0, 12.0], [0.0, 18.0]])
+  assert coreset.nearest_mean(plane, 2).tolist() == [2, 0] and coreset.herding(plane, 1).tolist() == [2]
+
+
 def test_herding_keeps_the_mean_of_the_chosen_near_the_mean_of_all():
   # Mean 3. First 3 itself. Then means with 3 are 1.5, 2, 2.5, -, 6: nearest is 2.5, of 2. Then (3 + 2 + x) / 3 is
   # 5/3, 2, -, -, 14/3: distances 4/3, 1, 5/3, so 1. Then (6 + x) / 4 is 1.5 or 3.75: 9, which the nearest mean would
@@ -126,6 +132,17 @@ def test_a_random_coreset_is_drawn_anew_and_a_ranked_one_is_cut():
   # Another seed draws others; the same seed the same.
   drawn = [numbers(coresets_of('rehearsal', 24, seed)[2][-1].kept[0]) for seed in (0, 0, 1)]
   assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize('method, rank', [('bic', coreset.herding), ('e2e', coreset.nearest_mean)])
+def test_the_images_of_a_new_class_are_kept_in_the_order_of_their_rank(method, rank):
+  tasks, _, kept = coresets_of(method, memory=24)
+  for task, held in enumerate(kept[1:]):
+    images, labels = held.kept
+    new, new_labels = tasks.train(task)
+    for k in tasks.classes(task):
+      of_class, found = new[new_labels == k], numbers(images[labels == k])
+      assert found == numbers(of_class[rank(brightness(of_class), len(found))]) != numbers(of_class)[: len(found)]
 
 
 def test_more_memory_than_images_keeps_them_all():

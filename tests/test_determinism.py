@@ -60,7 +60,7 @@ def test_a_seed_decides_class_order_first_weights_and_data_order_and_nothing_els
     found.append((results, student, rows))
     # Each where its address says that it is.
     assert results.class_order == data.class_order(10, seed)[:4]
-    sequence = train.check(settings, digits)
+    sequence = train.tasks_for(settings, digits)
     compiled = programs.programs_for(settings, sequence, digits)
     expected = compiled.init_student(np.array([seed, 0, Address.STUDENT_INIT, 0], np.int32)).params
     chex.assert_trees_all_equal(student, jax.tree.map(np.array, expected))

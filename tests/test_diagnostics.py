@@ -29,6 +29,11 @@ def test_mid_is_the_distance_of_the_means_in_standard_deviations_of_the_referenc
   assert diagnostics.mean_image_distance(reference, sample) == (pytest.approx(10.0), 0)
 
 
+def test_a_feature_that_hardly_moves_is_alive():
+  # Means 0.05 and 1.05, standard deviation 0.05: 20.
+  assert diagnostics.mean_image_distance(np.array([[0.0], [0.1]]), np.array([[1.05]])) == (pytest.approx(20), 0)
+
+
 def test_dead_features_are_left_out_of_mid_and_counted():
   # The mean of three 0.1 is not 0.1 in floating point, so their std is not 0.
   reference = np.array([[0.0, 0.1, 5], [2, 0.1, 5], [1, 0.1, 5]])
@@ -176,9 +181,9 @@ def test_a_diagnosis_says_everything_of_a_method_that_dreams(abd, dataset):
   assert 0 <= said['dead_features'] < 64
   assert {name: len(points) for name, points in said['tsne'].items()} == said['populations']
   np.testing.assert_allclose(np.sum(said['confusion_by_task'], axis=1), [1, 1], rtol=1e-4)
-  sizes = train.check(TWO_TASKS, dataset).test_sizes()
+  sizes = train.tasks_for(TWO_TASKS, dataset).test_sizes()
   assert sum(one['count'] for one in said['calibration']['bins']) == sum(sizes[:2])
-  names = {dataset.class_names[label] for label in train.check(TWO_TASKS, dataset).order[:2]}
+  names = {dataset.class_names[label] for label in train.tasks_for(TWO_TASKS, dataset).order[:2]}
   assert said['synthetic']['class_frequencies'].keys() == said['feature_drift'].keys() == names
   assert sum(said['synthetic']['class_frequencies'].values()) == pytest.approx(1)
   assert [line['step'] for line in said['inversion_terms']] == [3]

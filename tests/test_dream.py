@@ -41,7 +41,7 @@ def test_the_head_is_made_of_real_features_and_follows_them_when_they_move():
   trained = {'head': {'kernel': drawn(FEATURES, CLASSES), 'bias': drawn(CLASSES)}, 'own': own, 'conv': np.ones(2)}
   features, labels = gaussians(means, 200, seed=4)
   old = labels < PAST
-  first = dream.remember(trained, Learned(labels[old], features[old], None, None, None, 0, PAST))
+  first = dream.remember(trained, Learned(labels[old], features[old], 0, PAST))
   assert right(first, features[old], labels[old], PAST) > 0.97
   length = lambda head, count: np.linalg.norm(head['kernel'][:, :count], axis=0).mean()
   np.testing.assert_allclose(length(first['head'], PAST), length(trained['head'], PAST), rtol=1e-5)
@@ -51,7 +51,7 @@ def test_the_head_is_made_of_real_features_and_follows_them_when_they_move():
   synthetic = features[old] + 1
   after = lambda before: before @ matrix + shift
   learned = Learned(
-      labels[~old], after(features[~old]), features[~old], after(synthetic), synthetic, PAST, SEEN
+      labels[~old], after(features[~old]), PAST, SEEN, features[~old], after(synthetic), synthetic
   )
   second = dream.remember(dream.learn_on(first, PAST), learned)
   assert right(second, after(features), labels, SEEN) > 0.97
@@ -81,8 +81,8 @@ def test_columns_that_are_new_since_are_the_heads_own():
 def test_a_head_without_a_bias_cannot_be_made():
   settings = with_values(config.Config(), dict(method='dream', student='resnet8_icarl', batch_size=16))
   with pytest.raises(UserError, match='--method=dream makes a head that has a bias, and that of --student=resnet8'):
-    train.check(settings, data.load('digits'))
-  train.check(with_values(settings, dict(head_bias='true')), data.load('digits'))
+    train.tasks_for(settings, data.load('digits'))
+  train.tasks_for(with_values(settings, dict(head_bias='true')), data.load('digits'))
 
 
 def test_the_networks_are_those_of_abd_bit_for_bit_and_another_head_answers(small, tmp_path):

@@ -110,15 +110,14 @@ def test_inversion_terms_and_image_gradient(golden):
   np.testing.assert_allclose(kernel, figures['inv/smoothing_kernel_5x5'], rtol=1e-6)
 
   def total(images, past):
-    terms = inversion.inversion_terms(model, variables, images, past)
-    return inversion.inversion_loss(terms, config.Inversion()), terms
+    return inversion.inversion_loss(model, variables, images, past, config.Inversion())
 
   # The authors' code inverts over all classes that its teacher has met: the recording's `past`.
   gradient, terms = jax.jit(jax.grad(total, has_aux=True))(figures['inv/x'], past)
   names = {'content': 'content', 'diversity': 'diversity', 'statistics': 'stat', 'smoothness': 'smoothness'}
   for ours, theirs in names.items():
     assert relative_error(terms[ours], figures[f'inv/{theirs}']) < 3 * tolerance['value'], ours
-  assert relative_error(inversion.inversion_loss(terms, config.Inversion()), figures['inv/total']) < tolerance['value']
+  assert relative_error(terms['loss'], figures['inv/total']) < tolerance['value']
   assert relative_error(gradient, figures['inv/grad_x']) < tolerance['gradient']
 
 
@@ -192,7 +191,8 @@ def test_four_successive_steps_of_a_method(golden, method):
       chosen = np.argmax(model.apply(variables, synthetic, train=False)[:, :past], axis=-1)
       np.testing.assert_array_equal(chosen, figures['step/y_synth'][step])
     labels = jnp.asarray(figures['step/y_real'][step], jnp.int32)
-    student, metrics = update(student, teacher, figures['step/x_real'][step], labels, synthetic, past, seen, 0.1)
+    batch = steps.Batch(figures['step/x_real'][step], labels, past, seen, 0.1)
+    student, metrics = update(student, teacher, batch, synthetic)
     found.append(_recorded_losses(method, metrics))
     if step == 0:
       for name, theirs in golden_figures.below(figures, f'step/{method}/after1/').items():

@@ -84,7 +84,7 @@ def test_a_run_by_images_resumes_exactly_and_keeps_none_of_them(digits, tmp_path
   monkeypatch.setattr(train.Checkpoints, 'save', recording_save)
   programs.clear()
   whole = train.run(IMAGES, tmp_path / 'whole', digits)
-  compiled = programs.programs_for(IMAGES, train.check(IMAGES, digits), digits)
+  compiled = programs.programs_for(IMAGES, train.tasks_for(IMAGES, digits), digits)
   assert set(compiled.traces().values()) == {1}
   assert compiled.inversion_steps == 2 * 3  # 50 images are two batches of 32
   assert any('generator' in kept for kept in held) and 'generator' not in held[-1]  # while the task lasts

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abd_jax import inversion
+from abd_jax import config, inversion
 from abd_jax.models import make_student
 
 
@@ -49,10 +49,10 @@ def test_terms_and_gradients_are_finite_at_the_edges(classifier, past, scale, pr
   variables = {**variables, 'params': {**variables['params'], 'head': head}}
 
   def terms(images):
-    return inversion.inversion_terms(model, variables, images, past)
+    return inversion.inversion_loss(model, variables, images, past, config.Inversion())[1]
 
   values = jax.jit(terms)(images)
-  assert set(values) == {'content', 'diversity', 'statistics', 'smoothness'}
+  assert set(values) == {'loss', 'content', 'diversity', 'statistics', 'smoothness'}
   if scale > 1 and past > 1:
     assert float(values['diversity']) > 0
   if past == 1:
@@ -72,9 +72,9 @@ def test_statistics_term_vanishes_when_the_layers_store_what_the_batch_has(class
         for path, pair in statistics.items() for name, value in zip(('mean', 'var'), pair, strict=True)
     }
     variables = {**variables, 'batch_stats': flax.traverse_util.unflatten_dict(stored)}
-  terms = inversion.inversion_terms(model, variables, images, 4)
-  np.testing.assert_allclose(terms['statistics'], 0, atol=1e-5)
-  assert inversion.inversion_terms(model, variables, images + 1, 4)['statistics'] > 1e-3
+  statistics = lambda images: inversion.inversion_loss(model, variables, images, 4, config.Inversion())[1]['statistics']
+  np.testing.assert_allclose(statistics(images), 0, atol=1e-5)
+  assert statistics(images + 1) > 1e-3
 
 
 def test_terms_and_statistics_are_float32_whatever_the_activations_are(classifier):
@@ -82,6 +82,7 @@ def test_terms_and_statistics_are_float32_whatever_the_activations_are(classifie
   half = make_student('resnet8', 4, 'bfloat16')
   logits, statistics = jax.eval_shape(lambda x: inversion.apply_with_batch_norm_inputs(half, variables, x), images)
   assert {leaf.dtype for leaf in jax.tree.leaves((logits, statistics))} == {jnp.dtype('float32')}
-  ours, exact = (jax.jit(lambda x, m=m: inversion.inversion_terms(m, variables, x, 3))(images) for m in (half, model))
+  terms = lambda m: jax.jit(lambda x: inversion.inversion_loss(m, variables, x, 3, config.Inversion())[1])(images)
+  ours, exact = terms(half), terms(model)
   assert {leaf.dtype for leaf in jax.tree.leaves(ours)} == {jnp.dtype('float32')}
   chex.assert_trees_all_close(ours, exact, rtol=0.03)

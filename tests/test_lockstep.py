@@ -227,7 +227,7 @@ def test_a_step_of_several_is_the_step_of_each():
 def test_steps_of_several_runs_are_their_own(small, dataset):
   """A step of ABD and one of its inversion, of two seeds at once and alone: the order of sums alone differs."""
   found = {}
-  tasks = [train.check(dataclasses.replace(SHORT, seed=seed), dataset) for seed in SHORT.seeds]
+  tasks = [train.tasks_for(dataclasses.replace(SHORT, seed=seed), dataset) for seed in SHORT.seeds]
   compiled = programs.programs_for(SHORT, tasks[0], dataset)
   arguments = []
   for seed, its_tasks in zip(SHORT.seeds, tasks, strict=True):

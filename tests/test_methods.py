@@ -14,6 +14,7 @@ import pytest
 from abd_jax import config, data, losses, programs, states, steps, train
 from abd_jax.addresses import Address
 from abd_jax.config import with_values
+from abd_jax.data import coreset
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS, bias_correction, distillation, end_to_end, generative, interface
 from abd_jax.methods.abd import ABLATIONS, abd_loss
@@ -193,7 +194,7 @@ def stepped(student, trains, loss, train_mode, steps_made=1):
   )
   images = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
   for _ in range(steps_made):
-    state, metrics = update(state, None, images, jnp.asarray(LABELS), None, PAST, SEEN, 0.1)
+    state, metrics = update(state, None, steps.Batch(images, jnp.asarray(LABELS), PAST, SEEN, 0.1), None)
   return state, metrics
 
 
@@ -242,13 +243,28 @@ def test_bias_layers_rest_while_the_network_learns(student):
   assert np.any(after.params['conv1']['kernel'] != before.params['conv1']['kernel'])
 
 
+def test_what_each_method_is_made_of():
+  later = {name: method.later for name, method in METHODS.items()}
+  of_lwf, of_bic, of_e2e = later['lwf_coreset'], later['bic'], later['e2e']
+  assert [phase.loss for phase in of_lwf] == [distillation.lwf_loss]
+  assert METHODS['bic'].coreset.rank is coreset.herding and METHODS['e2e'].coreset.rank is coreset.nearest_mean
+  assert [phase.reads for phase in of_bic] == [interface.Reads.MIXED, interface.Reads.HOLD_OUT]
+  assert [phase.reads for phase in of_e2e] == [interface.Reads.MIXED, interface.Reads.CORESET]
+  assert (METHODS['dgr'].standardised, METHODS['dgr'].weight_decay) == (False, 0.0)
+  represent, refine = later['rdfcil']
+  assert represent.apart and represent.trains is interface.everything
+  assert refine.frozen_statistics and refine.continues and refine.trains is interface.head
+  for name in ('abd', 'deep_inversion', 'lwf_synthetic', 'rdfcil', 'dream'):
+    assert all(phase.dreams for phase in later[name])
+
+
 # The VAE
 
 
 def test_a_vae_refuses_sides_that_it_cannot_halve_thrice():
   digits = data.load('digits')
   with pytest.raises(UserError, match='--method=dgr: images of 6x6 cannot be replayed by the VAE: both sides must be'):
-    train.check(with_values(TINY, {'method': 'dgr', 'image_size': 6}), digits)
+    train.tasks_for(with_values(TINY, {'method': 'dgr', 'image_size': 6}), digits)
 
 
 # Three tasks of digits
@@ -276,7 +292,7 @@ SECOND_PHASE = {'e2e': 2, 'bic': 1, 'rdfcil': 2}
 def test_three_tasks_of_digits_stopped_and_resumed(method, small, digits, tmp_path, capsys):
   tiny = with_values(TINY, {'method': method} | OTHERWISE.get(method, {}))
   whole = train.run(tiny, tmp_path / 'whole', digits)
-  traces = programs.programs_for(tiny, train.check(tiny, digits), digits).traces()
+  traces = programs.programs_for(tiny, train.tasks_for(tiny, digits), digits).traces()
   assert set(traces.values()) == {1}, traces
   matrix = np.array(whole.accuracy_matrix, float)
   assert matrix.shape == (3, 3) and np.all(np.isfinite(matrix[np.tril_indices(3)]))
@@ -290,7 +306,7 @@ def test_three_tasks_of_digits_stopped_and_resumed(method, small, digits, tmp_pa
   places = re.findall(r'Resuming after (\d+) tasks, (\d+) phases and (\d+) steps', capsys.readouterr().out)
   phases_stopped_in = {int(phase) for _, phase, step in places if int(step)}
   assert len(places) == len(STOPS[method]) and SECOND_PHASE.get(method, max(phases_stopped_in)) in phases_stopped_in
-  assert set(programs.programs_for(tiny, train.check(tiny, digits), digits).traces().values()) == {1}
+  assert set(programs.programs_for(tiny, train.tasks_for(tiny, digits), digits).traces().values()) == {1}
 
   kept = final_states(tmp_path / 'whole')
   passing = 'own' if METHODS[method].renews_own else None
@@ -330,7 +346,7 @@ def test_several_steps_a_call_in_two_phases(small, digits, tmp_path):
   for name, steps_per_call in (('one', 1), ('four', 4)):
     several = with_values(TINY, {'method': 'bic', 'steps_per_call': steps_per_call})
     train.run(several, tmp_path / name, digits)
-    traces = programs.programs_for(several, train.check(several, digits), digits).traces()
+    traces = programs.programs_for(several, train.tasks_for(several, digits), digits).traces()
     assert max(traces.values()) == len(lines) + 1  # one for each number of steps
     lines.append([json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()])
   for line in lines:
@@ -370,7 +386,7 @@ def test_labels_are_counted_epoch_by_epoch_however_many_steps_a_call_makes(small
 
 def test_projections_are_new_in_each_task_and_the_same_again_when_it_begins_again(small, digits):
   settings = with_values(TINY, {'method': 'rdfcil'} | OTHERWISE['rdfcil'])
-  made = programs.programs_for(settings, train.check(settings, digits), digits)
+  made = programs.programs_for(settings, train.tasks_for(settings, digits), digits)
   place = lambda task: np.array([0, task, Address.STUDENT_INIT, 0], np.int32)
   first = made.init_student(place(0))
   second = made.renew(first.replace(tally=jax.tree.map(lambda counts: counts + 1, first.tally)), place(1))

@@ -24,6 +24,10 @@ def test_average_is_not_final():
   assert metrics.average_accuracy([90.0, 70.0, 50.0]) == 70.0
 
 
+def test_local_accuracy_is_the_mean_over_tasks_of_the_last_row():
+  assert metrics.local_accuracy([[90.0, None], [60.0, 80.0]]) == 70.0
+
+
 def test_omega_is_relative_to_the_upper_bound():
   assert metrics.omega([90.0, 40.0], [90.0, 80.0]) == 0.75
 
@@ -41,6 +45,8 @@ def test_accuracy_counts_seen_classes_only_and_weighs_images_equally():
 def test_top_k(top_k, expected):
   logits, labels = np.array([[3.0, 2.0, 1.0]] * 2), np.array([1, 2])
   assert metrics.top_k_hits(logits, labels, [0, 1, 2], top_k).tolist() == expected
+  if top_k == 1:  # and where nothing else is said
+    assert metrics.top_k_hits(logits, labels, [0, 1, 2]).tolist() == expected
 
 
 def test_a_constant_output_is_right_about_nothing():

@@ -37,7 +37,7 @@ steps.keep_split = watched
 for mode in ('alone', 'jit', 'pmap'):
   parallel._mesh = mesh if mode != 'alone' else lambda: None
   settings = config.with_values(TINY, dict(parallel='jit' if mode == 'alone' else mode, finetune_normalise='weighted'))
-  tasks = train.check(settings, digits)
+  tasks = train.tasks_for(settings, digits)
   programs.clear()
   compiled = programs.programs_for(settings, tasks, digits)
   rows, place = np.arange(32, dtype=np.int32)[None], np.array([0, 1, 16, 0], np.int32)
@@ -94,7 +94,7 @@ def test_eight_devices_step_to_where_one_steps_to(stepped, mode):
 def test_every_step_is_lowered_for_accelerators(platform):
   settings = config.with_values(TINY, dict(steps_per_call=4, precision='bfloat16'))
   digits = data.load('digits')
-  tasks = train.check(settings, digits)
+  tasks = train.tasks_for(settings, digits)
   compiled, place = programs.programs_for(settings, tasks, digits), np.zeros(4, np.int32)
   student, generator = jax.eval_shape(compiled.init_student, place), jax.eval_shape(compiled.init_generator, place)
   teacher = states.TeacherState(student.params, student.batch_stats)

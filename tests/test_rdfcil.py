@@ -190,7 +190,8 @@ def student():
 def stepped(student, loss, state=None, **settings):
   model, optimizer, before, real, synthetic = student
   update = jax.jit(steps.make_student_update(model, optimizer, loss, hparams=HPARAMS, **settings))
-  return update(state or before, states.freeze(before), real, jnp.array([3, 4, 3, 3]), synthetic, PAST, SEEN, 0.1)
+  batch = steps.Batch(real, jnp.array([3, 4, 3, 3]), PAST, SEEN, 0.1)
+  return update(state or before, states.freeze(before), batch, synthetic)
 
 
 def constant(value):

@@ -31,7 +31,7 @@ def abd_step(networks, hparams=config.Hyperparameters(), **kwargs):  # noqa: B00
   model, optimizer, student, real, synthetic = networks
   update = jax.jit(steps.make_student_update(model, optimizer, abd_loss, hparams=hparams, **kwargs))
   labels = jnp.array([2, 3, 2, 3, 2, 3])
-  return update(student, states.freeze(student), real, labels, synthetic, PAST, SEEN, 0.1)
+  return update(student, states.freeze(student), steps.Batch(real, labels, PAST, SEEN, 0.1), synthetic)
 
 
 def test_running_statistics_after_an_abd_step(networks):
@@ -83,7 +83,8 @@ def test_synthetic_rows_are_labelled_by_the_teacher_among_the_past_classes(netwo
   bias = student.params['head']['bias'] + jnp.array([lead, 0.0, 0.0, 0.0, 99.0, 0.0])
   head = {**student.params['head'], 'bias': bias}
   teacher = states.TeacherState({**student.params, 'head': head}, student.batch_stats)
-  _, metrics = update(student, teacher, real, jnp.array([2, 3, 2, 3, 2, 3]), synthetic, PAST, SEEN, 0.1)
+  batch = steps.Batch(real, jnp.array([2, 3, 2, 3, 2, 3]), PAST, SEEN, 0.1)
+  _, metrics = update(student, teacher, batch, synthetic)
   expected = np.argmax(np.asarray(model.apply(teacher.variables, synthetic, train=False))[:, :PAST], axis=-1)
   assert set(expected.tolist()) == {0, 1}
   np.testing.assert_array_equal(metrics['synthetic'], expected)

@@ -123,6 +123,11 @@ def test_the_best_mean_is_chosen_and_of_equals_the_configs_own():
   assert '| finetune_weight | 3.0 | 56.0 ± 0.0 | 72.0 ± 1.0 | yes |' in table
   full = Sweep(TINY, {'kd_weight': (1.0, 2.0), 'finetune_weight': (1.0,)}, full=True)
   assert full.chosen(trials) == {'kd_weight': 1.0, 'finetune_weight': 1.0}
+  # The best of all four is off both axes, on which 1.0 is best.
+  both = Sweep(TINY, {'kd_weight': (1.0, 2.0), 'finetune_weight': (1.0, 3.0)}, full=True)
+  changes = {'kd_weight': 2.0}, {'finetune_weight': 3.0}, {'kd_weight': 2.0, 'finetune_weight': 3.0}
+  scores = zip(({}, *changes), (50.0, 40.0, 40.0, 60.0), strict=True)
+  assert both.chosen([Trial(values, (score,), (score,)) for values, score in scores]) == changes[2]
 
 
 def test_a_sweep_reads_no_test_image_and_repeats_no_finished_run(dataset, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from abd_jax import config
 from abd_jax.errors import UserError
 from abd_jax.report import command as report
-from abd_jax.report import tables, upper_bounds
+from abd_jax.report import published, tables, upper_bounds
 from abd_jax.results import Results
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +77,7 @@ def test_the_published_figures_stand_beside_and_what_is_missing_is_blank():
 
 
 @pytest.mark.parametrize('changes', [
+    {'config': {**config.as_dict(config.Config()), 'image_size': 16}},
     {'num_tasks': 4}, {'method': 'rdfcil', 'student': 'resnet32_icarl'}, {'accuracy_after_task': [50.0] * 3},
     {'top_k': 5}, {'config': {**RUN.config, 'epochs': 30}},
 ])
@@ -138,6 +139,27 @@ def test_an_ablation_has_no_published_figure():
 def test_a_seed_given_twice_is_refused():
   with pytest.raises(UserError, match='A seed of abd is given twice: the runs have seeds 0, 0.'):
     tables.collate([RUN, RUN])
+
+
+@pytest.mark.parametrize('dataset, tasks, name, final', [
+    ('cifar100', 20, 'REMIX', 33.1), ('cifar100', 5, 'rehearsal', 34.0), ('cifar100', 10, 'lwf_mc', 17.1),
+    ('tiny_imagenet', 5, published.RDFCIL, 35.3), ('tiny_imagenet', 20, published.RDFCIL, 24.9),
+    ('tiny_imagenet', 10, published.RERUN, 23.2),
+])
+def test_figures_that_no_flagfile_repeats_are_the_literatures(dataset, tasks, name, final):
+  classes = {'cifar100': 100, 'tiny_imagenet': 200}[dataset]
+  assert published.FIGURES[published.Benchmark(dataset, classes, tasks)][name].final_accuracy == final
+
+
+def test_flags_in_another_order_make_no_other_row():
+  other = run_of(seed=1)
+  backwards = dataclasses.replace(other, config=dict(reversed(other.config.items())))
+  assert len(lines_of([run_of(seed=0), backwards], ('final_accuracy',))[4:]) == 1
+
+
+def test_a_table_of_runs_that_stopped_early_says_so():
+  early = dataclasses.replace(full_cifar100('abd'), accuracy_after_task=[50.0] * 3)
+  assert lines_of([early])[0] == '**cifar100**, 100 classes in 10 tasks, resnet32, stopped after task 3'
 
 
 def test_top_5_is_never_averaged_with_top_1():

@@ -40,7 +40,7 @@ def whole_run(dataset, tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(task_loop.Run, '_begin', recording_begin)
     results = train.run(TINY, workdir, dataset)
-  sequence = train.check(TINY, dataset)
+  sequence = train.tasks_for(TINY, dataset)
   return workdir, results, teachers, programs.programs_for(TINY, sequence, dataset).traces()
 
 
@@ -54,7 +54,7 @@ def test_several_steps_a_call_come_to_the_same_and_are_traced_once(whole_run, da
   several = with_values(TINY, dict(steps_per_call=4))
   programs.clear()
   train.run(several, tmp_path, dataset)
-  assert set(programs.programs_for(several, train.check(several, dataset), dataset).traces().values()) == {1}
+  assert set(programs.programs_for(several, train.tasks_for(several, dataset), dataset).traces().values()) == {1}
   logs = [(folder / 'metrics.jsonl').read_text() for folder in (tmp_path, whole_run[0])]
   lines = [[json.loads(line) for line in log.splitlines()] for log in logs]
   assert [line['at'] for line in lines[0]] == [line['at'] for line in lines[1]]
@@ -87,6 +87,10 @@ def test_results_hold_what_is_promised(whole_run):
   student = sum(leaf.size for leaf in jax.tree.leaves(final_states(workdir)['student']['params']))
   assert stored['memory_held'] == {'parameters': student, 'images': 0, 'image_values': 0}
   assert all(10**8 < task['memory_bytes'] <= task['peak_memory_bytes'] for task in stored['by_task'])
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  for kind in ('train', 'inversion'):
+    made = sum(line.get('steps', 0) for line in lines if (line.get('phase') == 'inversion') == (kind == 'inversion'))
+    assert stored['steps_per_second'][kind] == pytest.approx(made / stored['seconds'][kind], rel=1e-2)
   assert stored['peak_memory_bytes'] >= stored['by_task'][-1]['peak_memory_bytes']
   assert stored['config']['epochs'] == 1 and stored['versions']['jax']
 
@@ -145,10 +149,10 @@ def test_the_other_methods_run_with_one_trace_a_step(method, dataset, tmp_path):
   programs.clear()
   config_ = with_values(TINY, {'method': method, 'num_tasks': 5, 'stop_after_task': 3})
   results = train.run(config_, tmp_path, dataset)
-  assert set(programs.programs_for(config_, train.check(config_, dataset), dataset).traces().values()) == {1}
+  assert set(programs.programs_for(config_, train.tasks_for(config_, dataset), dataset).traces().values()) == {1}
   assert len(results.accuracy_matrix) == 3
   # What is kept: the upper bound alone keeps images, those of all tasks before the last.
-  kept = train.check(config_, dataset).train_sizes()[:2].sum() if method == 'upper_bound' else 0
+  kept = train.tasks_for(config_, dataset).train_sizes()[:2].sum() if method == 'upper_bound' else 0
   assert results.memory_held['images'] == kept
   assert results.memory_held['image_values'] == kept * 64  # 8x8 pixels of one channel
 
@@ -171,7 +175,7 @@ def test_the_upper_bound_starts_anew_and_sees_everything(dataset, tmp_path, monk
 def test_a_task_without_test_images_is_refused(dataset):
   without = dataclasses.replace(dataset, test_images=dataset.test_images[:0], test_labels=dataset.test_labels[:0])
   with pytest.raises(UserError, match='digits has no test images of task 1.'):
-    train.check(TINY, without)
+    train.tasks_for(TINY, without)
 
 
 # The workdir

@@ -46,7 +46,7 @@ def test_a_stored_upper_bound_is_found_beside_the_method(workdir, base):
 def test_a_stored_upper_bound_is_found_beside_an_ablations_folder(workdir):
   ablation = with_values(TINY, dict(workdir=str(workdir / 'ablation')))
   dataset = data.load('digits')
-  assert upper_bounds.stored(ablation, dataset, train.check(ablation, dataset)).method == 'upper_bound'
+  assert upper_bounds.stored(ablation, dataset, train.tasks_for(ablation, dataset)).method == 'upper_bound'
 
 
 def test_accuracies_are_top_k(base):
@@ -56,16 +56,16 @@ def test_accuracies_are_top_k(base):
 
 def test_top_k_of_no_more_classes_is_refused():
   with pytest.raises(UserError, match='--top_k=4 of 4 classes: every answer would be right.'):
-    train.check(with_values(TINY, {'top_k': 4}), data.load('digits'))
+    train.tasks_for(with_values(TINY, {'top_k': 4}), data.load('digits'))
 
 
 def test_a_named_upper_bound_serves_every_seed_of_its_own(workdir):
   named = with_values(TINY, dict(upper_bound=str(workdir / 'upper_bound' / 'seed{seed}'), workdir='elsewhere'))
   dataset = data.load('digits')
-  assert upper_bounds.stored(named, dataset, train.check(named, dataset)).method == 'upper_bound'
+  assert upper_bounds.stored(named, dataset, train.tasks_for(named, dataset)).method == 'upper_bound'
   named = with_values(named, {'seed': 1})
   with pytest.raises(UserError, match='seed1/results.json cannot be read|seed1 cannot be read'):
-    upper_bounds.stored(named, dataset, train.check(named, dataset))
+    upper_bounds.stored(named, dataset, train.tasks_for(named, dataset))
 
 
 @pytest.mark.parametrize('values, why', [
@@ -74,13 +74,14 @@ def test_a_named_upper_bound_serves_every_seed_of_its_own(workdir):
     ({'num_tasks': 4}, 'it was not trained on 1 classes'),
     ({'student': 'resnet20'}, 'its student is resnet8, not resnet20'),
     ({'epochs': 2}, 'its epochs is 1, not 2'),
+    ({'flip': True}, 'its flip is False, not True'),
     ({'top_k': 1}, 'its top_k is 2, not 1'),
 ])
 def test_the_upper_bound_of_another_benchmark_is_refused(workdir, values, why):
   bound = workdir / 'upper_bound' / 'seed0'
   other = with_values(TINY, dict(values, upper_bound=str(bound), workdir=str(workdir)))
   dataset = data.load('digits')
-  tasks = train.check(other, dataset)
+  tasks = train.tasks_for(other, dataset)
   with pytest.raises(UserError) as refusal:
     upper_bounds.stored(other, dataset, tasks)
   assert str(refusal.value) == f'--upper_bound={bound} is no upper bound of base with seed {other.seed}: {why}.'
@@ -92,7 +93,7 @@ def test_a_run_of_another_method_is_no_upper_bound(workdir, base):
   other = with_values(TINY, dict(upper_bound=str(workdir / 'base' / 'seed0')))
   dataset = data.load('digits')
   with pytest.raises(UserError, match='its method is base'):
-    upper_bounds.stored(other, dataset, train.check(other, dataset))
+    upper_bounds.stored(other, dataset, train.tasks_for(other, dataset))
 
 
 def test_a_diverged_upper_bound_gives_no_omega(workdir, base):

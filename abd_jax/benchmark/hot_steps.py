@@ -78,5 +78,5 @@ def prepared(config):
   if config.inversion.inversion != 'generator':
     raise UserError(f'--inversion={config.inversion.inversion} trains no generator: other steps than those timed here.')
   dataset = random_dataset(config)
-  tasks = train.check(config, dataset)
+  tasks = train.tasks_for(config, dataset)
   return tasks, programs_for(config, tasks, dataset)

@@ -48,7 +48,7 @@ def step_flops(config):
   """
   dataset = random_dataset(config, 100)
   image_by_image = dataclasses.replace(config.optimisation, batch_size=1)
-  tasks = train.check(dataclasses.replace(config, optimisation=image_by_image), dataset)
+  tasks = train.tasks_for(dataclasses.replace(config, optimisation=image_by_image), dataset)
   programs = programs_for(config, tasks, dataset)
   batch = config.optimisation.batch_size
   student = batch * forward_flops(programs.networks.classifier, jnp.zeros((1, *tasks.image_shape)), train=False)
@@ -56,9 +56,9 @@ def step_flops(config):
   return {'first': 3 * student, 'abd': 2 * (3 * student + student) + dreamer, 'generator': 3 * dreamer + 2 * student}
 
 
-def matmul_peak(precision):
+def matmul_peak(precision, size=None):
   """Operations a second of a large matrix product in 'float32' or 'bfloat16': what this device really reaches."""
-  size = 2048 if jax.default_backend() == 'cpu' else 8192
+  size = size or (2048 if jax.default_backend() == 'cpu' else 8192)
   left = jax.random.normal(jax.random.key(0), (size, size), precision)
   product = jax.jit(lambda a: a @ a)
   jax.block_until_ready(product(left))

@@ -133,9 +133,29 @@ def measure(contestants, repeats, seconds):
   return found
 
 
-def _ratios(slower, faster):
-  """How many times as fast, of two `Timing`s made in turn: a figure a repeat."""
-  return [a / b for a, b in zip(slower.seconds, faster.seconds, strict=True)]
+def _compared(slower, faster, prefix=''):
+  """How many times as fast, of two `Timing`s made in turn: of a figure a repeat the median and the extremes."""
+  ratios = [a / b for a, b in zip(slower.seconds, faster.seconds, strict=True)]
+  figures = {'times_as_fast': statistics.median(ratios), 'least': min(ratios), 'most': max(ratios)}
+  return {prefix + name: figure for name, figure in figures.items()}
+
+
+def _row(step, batch, flops, peak, ours, several=None, authors=None):
+  """What there is to say of a step, whose operations are `flops`, from the `Timing`s of the contestants."""
+  row = {
+      'step': step,
+      'milliseconds': 1e3 * ours.median,
+      'spread': ours.spread,
+      'steps_per_second': 1 / ours.median,
+      'images_per_second': batch / ours.median,
+      'flops_per_second': flops / ours.median,
+      'share_of_peak': flops / ours.median / peak,
+  }
+  if several:
+    row |= {'together_milliseconds': 1e3 * several.median, **_compared(ours, several, 'together_')}
+  if authors:
+    row |= {'authors_milliseconds': 1e3 * authors.median, **_compared(authors, ours)}
+  return row
 
 
 def run(config, repeats=9, seconds=2.0, against=None):
@@ -163,28 +183,9 @@ def run(config, repeats=9, seconds=2.0, against=None):
     timings = dict(zip(contestants, measure(list(contestants.values()), repeats, seconds), strict=True))
   flops, peak = step_flops(config), matmul_peak(config.precision)
   batch = config.optimisation.batch_size
-  rows = []
-  for name in STEPS:
-    ours_timed = timings['ours'][name]
-    row = {
-        'step': name,
-        'milliseconds': 1e3 * ours_timed.median,
-        'spread': ours_timed.spread,
-        'steps_per_second': 1 / ours_timed.median,
-        'images_per_second': batch / ours_timed.median,
-        'flops_per_second': flops[name] / ours_timed.median,
-        'share_of_peak': flops[name] / ours_timed.median / peak,
-    }
-    if 'several' in timings:
-      ratios = _ratios(ours_timed, timings['several'][name])
-      row |= {'together_milliseconds': 1e3 * timings['several'][name].median,
-              'together_times_as_fast': statistics.median(ratios), 'together_least': min(ratios),
-              'together_most': max(ratios)}
-    if against:
-      ratios = _ratios(timings['authors'][name], ours_timed)
-      row |= {'authors_milliseconds': 1e3 * timings['authors'][name].median, 'times_as_fast': statistics.median(ratios),
-              'least': min(ratios), 'most': max(ratios)}
-    rows.append(row)
+  rows = [
+      _row(name, batch, flops[name], peak, **{side: timed[name] for side, timed in timings.items()}) for name in STEPS
+  ]
   return {
       'device': jax.devices()[0].device_kind,
       'ours': ours.name,

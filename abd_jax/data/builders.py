@@ -23,6 +23,7 @@ VERSION = '3.0.2'  # the layout of stock TFDS, so that either's files serve
 _RECORD = 2 + 32 * 32 * 3  # coarse label, fine label, red, green and blue planes
 _SIZES = {'train': 50000, 'test': 10000}
 _MOST_NAMES = 10_000  # bytes of a list of names
+_AT_A_CALL = 1000  # records: one by one takes twice the time
 
 
 def read_cifar100(data_dir, verify_checksum=True):
@@ -68,8 +69,8 @@ def _read_split(builder, split):
   images = np.empty((len(source), 32, 32, 3), np.uint8)
   labels = np.empty(len(source), np.int64)
   found = np.zeros(len(source), bool)
-  for start in range(0, len(source), 1000):  # a thousand at a call: one by one takes twice the time
-    for record in source.__getitems__(range(start, min(start + 1000, len(source)))):
+  for start in range(0, len(source), _AT_A_CALL):
+    for record in source.__getitems__(range(start, min(start + _AT_A_CALL, len(source)))):
       name = record['id'].decode() if isinstance(record['id'], bytes) else str(record['id'])
       index = int(name.rsplit('_', 1)[1])
       if not 0 <= index < len(source) or found[index]:
@@ -77,6 +78,8 @@ def _read_split(builder, split):
       found[index] = True
       images[index] = np.asarray(Image.open(io.BytesIO(record['image']), formats=FORMATS))
       labels[index] = record['label']
+  if not found.all():
+    raise ValueError(f'{split} lacks the image numbered {np.argmin(found)}')
   if not len(labels) or not 0 <= labels.min() <= labels.max() < builder.info.features['label'].num_classes:
     raise ValueError(f'{split} has no images, or labels that no class has')
   return images, labels

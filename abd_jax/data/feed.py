@@ -8,7 +8,7 @@ from abd_jax.parallel import put
 
 # Batches that are decoded before they are asked for. Memory holds these, those of a call and those on the device.
 AHEAD = 2
-_CROPS = 1  # apart from an epoch's order, which is drawn at an address as long
+_CROPS = 1  # keeps draws of crops apart from those of an epoch's order, whose address is as long
 
 
 class _Visits:

@@ -77,7 +77,7 @@ class Photographs:
     return Photographs(self.items, size)
 
   def decode(self, generator=None):
-    """Begins decoding all of them; the value, called, waits and gives u8[M, size, size, 3].
+    """Begins to decode all of them; the function returned waits for u8[M, size, size, 3].
 
     Args:
       generator: NumPy's, whose draws say where each image is cropped; None: as an evaluation sees them.

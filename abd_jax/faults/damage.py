@@ -13,19 +13,19 @@ def kept(folder, number=1):
   return sorted(whole, key=lambda path: -int(path.name))[number - 1]
 
 
-def _newest_files(folder):
-  return sorted(path for path in kept(folder).rglob('*') if path.is_file())
+def _files(folder, number=1):
+  return sorted(path for path in kept(folder, number).rglob('*') if path.is_file())
 
 
-def truncate(folder, draw):
-  """Cuts the largest file of the newest checkpoint short."""
-  path = max(_newest_files(folder), key=lambda file: file.stat().st_size)
+def truncate(folder, draw, number=1):
+  """Cuts the largest file of a checkpoint short: of the newest (1), or of the one before (2)."""
+  path = max(_files(folder, number), key=lambda file: file.stat().st_size)
   os.truncate(path, draw.randrange(path.stat().st_size))
 
 
 def flip_bit(folder, draw):
   """Flips a bit of the newest checkpoint's arrays or record, whichever."""
-  files = [path for path in _newest_files(folder) if path.stat().st_size and 'METADATA' not in path.name]
+  files = [path for path in _files(folder) if path.stat().st_size and 'METADATA' not in path.name]
   path = draw.choice([file for file in files if file.parent != kept(folder)])
   content = bytearray(path.read_bytes())
   content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
@@ -34,7 +34,7 @@ def flip_bit(folder, draw):
 
 def half_delete(folder, draw):
   """Deletes half of the newest checkpoint's files."""
-  files = _newest_files(folder)
+  files = _files(folder)
   for path in draw.sample(files, (len(files) + 1) // 2):
     path.unlink()
 

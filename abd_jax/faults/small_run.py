@@ -35,7 +35,7 @@ class SmallRun:
   def __init__(self, workdir, *more, processes=1, environment=None):
     self.workdir = Path(workdir)
     command = [sys.executable, str(DIGITS), *JOB, f'--workdir={workdir}', *more]
-    joined = [()]
+    joined: list[tuple[str, ...]] = [()]
     if processes > 1:
       command += JOB_OF_TWO
       with socket.socket() as free:
@@ -48,7 +48,8 @@ class SmallRun:
         )
         for its in joined
     ]
-    self.lines, self.errors = [], []
+    self.lines: list[str] = []
+    self.errors: list[str] = []
     self._readers = [
         threading.Thread(target=self._read, args=pipe, daemon=True)
         for process in self.processes for pipe in ((process.stdout, self.lines), (process.stderr, self.errors))
@@ -65,14 +66,14 @@ class SmallRun:
 
   def wait_for(self, aim, checks_every=0.002):
     """Until the run is where it is aimed at; whether it was before its end."""
-    begun = len(self.lines)
+    begun, sign = len(self.lines), AIMS[aim]
     while self.processes[0].poll() is None:
       if any('steps/s' in line for line in self.lines):
-        if AIMS[aim] is None:
+        if sign is None:
           with contextlib.suppress(OSError):
             if any('tmp' in path.name for path in (self.workdir / 'checkpoints').iterdir()):
               return True
-        elif any(re.search(AIMS[aim], line) for line in self.lines[begun:]):
+        elif any(re.search(sign, line) for line in self.lines[begun:]):
           return True
       time.sleep(checks_every)
     return False
@@ -99,8 +100,8 @@ class SmallRun:
     for reader in self._readers:
       reader.join()
     for process in self.processes:
-      process.stdout.close()
-      process.stderr.close()
+      with process:  # which closes its pipes
+        pass
     return [process.returncode for process in self.processes]
 
   @property

@@ -5,6 +5,7 @@ matrix and, bit for bit, the arrays of its last checkpoint, held against those o
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import random
@@ -12,6 +13,7 @@ import re
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +108,8 @@ class Trials:
     """Kills runs, or tells them to stop, `moments` times; each run `hits` times at most before it may end."""
     aims, done = list(AIMS), 0
     while done < moments:
-      workdir, kinds, alive = self._new(), [], True
+      kinds: list[tuple[str, str]] = []
+      workdir, alive = self._new(), True
       while alive and done < moments and len(kinds) < hits:
         run = SmallRun(workdir, f'--checkpoint_seconds={self._draw.choice([0.2, 1, 60])}', processes=processes)
         aim = 'any' if kinds else aims[done // hits % len(aims)]  # which a run that goes on may be past
@@ -176,9 +179,9 @@ class Trials:
     """What a run must not go on from: it says so, and touches nothing."""
     workdir, kept_as = self._stopped(), self._new()
     shutil.copytree(workdir, kept_as)
-    cases = {
+    cases: dict[str, Callable] = {
         'both checkpoints truncated': lambda folder: [truncate(folder, self._draw, n) for n in (1, 2)],
-        **{f'of a version that is {name}': lambda folder, change=change: of_another_version(folder, change)
+        **{f'of a version that is {name}': functools.partial(of_another_version, change=change)
            for name, change in VERSIONS.items()},
         'checkpoints without flags.txt': lambda folder: (folder / 'flags.txt').unlink(),
     }

@@ -79,20 +79,20 @@ class Learned:
   Attributes:
     labels: i32[M], of the task's own images.
     features: f32[M, D], the student's.
+    past: classes of the earlier tasks.
+    seen: classes of the tasks so far.
     teacher_features: f32[M, D], or None in the first task.
     synthetic_features: f32[S, D], the student's of about as many synthetic images, or None in the first task.
     synthetic_teacher_features: f32[S, D], or None.
-    past: classes of the earlier tasks.
-    seen: classes of the tasks so far.
   """
 
   labels: Any
   features: Any
-  teacher_features: Any
-  synthetic_features: Any
-  synthetic_teacher_features: Any
   past: int
   seen: int
+  teacher_features: Any = None
+  synthetic_features: Any = None
+  synthetic_teacher_features: Any = None
 
 
 def stack_rows(real, synthetic):

@@ -25,10 +25,10 @@ def read(workdir):
   Everything in the file is optional. One that cannot be read so comes to {'failure': why}.
   """
   try:
-    said = json.loads((workdir / 'diagnostics.json').read_text())
+    said = json.loads((workdir / 'diagnostics.json').read_text('utf-8'))
   except OSError:
     return None
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     return {'failure': str(error)}
   try:
     return {'failure': '', **_shown(said)}

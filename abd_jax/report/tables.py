@@ -155,8 +155,7 @@ def collate(all_results):
 
 
 def _rows(runs):
-  leaves = config_lib.leaves(config_lib.Config())
-  apart = {leaf.name for leaf in leaves if not leaf.field.metadata['identity']} | {'seed'}
+  apart = config_lib.incidental_flags() | {'seed'}
   grouped = {}
   for r in runs:
     told = {name: value for name, value in r.config.items() if name not in apart | _idle(r.method)}
@@ -243,13 +242,11 @@ def _benchmark_of(r):
 
 def _is_as_published(r, benchmark):
   """Whether a run had the flags of the published ones, those apart that say nothing to its method."""
-  leaves = config_lib.leaves(config_lib.Config())
-  default = config_lib.as_dict(config_lib.Config())
-  apart = {'method', 'seed', 'precision', 'num_classes'} | {field.name for field in dataclasses.fields(Benchmark)}
-  apart |= _idle(r.method)
+  apart = config_lib.incidental_flags() | {'method', 'seed', 'precision', 'num_classes'} | _idle(r.method)
+  apart |= {field.name for field in dataclasses.fields(Benchmark)}
   return all(
-      r.config[leaf.name] in FLAGS[benchmark].get(leaf.name, (default[leaf.name],))
-      for leaf in leaves if leaf.field.metadata['identity'] and leaf.name in r.config and leaf.name not in apart
+      r.config[name] in FLAGS[benchmark].get(name, (default,))
+      for name, default in config_lib.as_dict(config_lib.Config()).items() if name in r.config and name not in apart
   )
 
 
