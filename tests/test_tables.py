@@ -14,7 +14,7 @@ from abd_jax.report import published, tables, upper_bounds
 from abd_jax.results import Results
 
 ROOT = Path(__file__).parent.parent
-RUN = Results.load(ROOT / 'experiments' / 'results' / 'digits_5_abd_seed0.json')
+RUN = dataclasses.replace(Results.load(ROOT / 'experiments' / 'results' / 'digits_5_abd_seed0.json'), omega=None)
 
 
 def run_of(method='abd', seed=0, final=40.0, flags=(), **changes):
