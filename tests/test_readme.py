@@ -35,6 +35,14 @@ def test_its_links_lead_somewhere(document):
       assert section in [re.sub(r'[^a-z0-9 -]', '', head).replace(' ', '-') for head in heads], link
 
 
+def test_every_module_has_its_place_in_what_is_said_of_the_build():
+  said = (ROOT / 'README.md').read_text().split('## How it is built')[1].split('\n## ')[0]
+  package = ROOT / 'abd_jax'
+  modules = {path.name for folder in ('.', 'report', 'benchmark') for path in (package / folder).glob('[a-z]*.py')}
+  packages = {path.parent.name + '/' for path in package.glob('*/__init__.py')}
+  assert set(re.findall(r'`([a-z_]+(?:\.py|/))`', said)) - {'abd.py', 'templates/'} == modules | packages
+
+
 def test_its_method_runs_from_outside_the_package(tmp_path):
   program = shown('method').removeprefix('```python\n').split('```')[0]
   assert len(program.splitlines()) < 100
