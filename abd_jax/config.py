@@ -127,7 +127,7 @@ class Hyperparameters(_Plain):
 class Config(_Plain):
   """One run: a method on a benchmark with a seed."""
 
-  method: str = _field('abd', 'one or several, with commas', choices=METHODS)  # the table itself: it can grow
+  method: str = _field('abd', 'one or several, with commas', choices=METHODS)  # the table itself: it can grow,
   dataset: str = _field('digits', 'digits, cifar100, tiny_imagenet, imagenet, or npz:PATH')
   data_dir: str = _field('~/data', 'where data sets are looked for, and downloaded to', identity=False)
   verify_checksum: bool = _field(True, 'refuse an archive whose SHA-256 is not the distributed one', identity=False)
@@ -142,7 +142,7 @@ class Config(_Plain):
                          ' one after the other; auto: turns on CPU, one_program elsewhere',
                          choices=('auto', 'one_program', 'turns'), identity=False)
   memory: int = _field(2000, 'old images that a method with a coreset keeps at most', at_least=1)
-  student: str = _field('resnet32', 'the classifier', choices=tuple(STUDENTS))
+  student: str = _field('resnet32', 'the classifier', choices=STUDENTS)  # as can this one
   head_bias: str = _field('auto', 'whether the classifier\'s head has a bias; auto: those of iCaRL\'s kind have none',
                           choices=('auto', 'true', 'false'))
   top_k: int = _field(1, 'a prediction counts when the label is among so many of the highest logits', at_least=1)

@@ -27,12 +27,14 @@ class Progress:
   def begin(self, task, name, phase, phases, done, total):
     """Phase `name`, the `phase`-th of `phases` in a task, of `total` steps, starts, or goes on from `done`."""
     self._place = f'{self._label}  task {task}/{self._num_tasks}  {name}'
-    self._first, self._total, self._since = done, total, time.monotonic()
+    self._begun, self._first, self._total = (done, time.monotonic()), None, total
     if self._bars:
       self._bars.begin(task, name, phase, phases, done, total)
 
   def step(self, done):
     """So many steps are done."""
+    if self._first is None:  # the first call compiles: the pace is that of the others, as soon as there are any
+      self._first = done, time.monotonic()
     if self._bars:
       rate, left = self._pace(done)
       self._bars.step(done, f'{rate:.1f} steps/s  {left} left')
@@ -48,8 +50,8 @@ class Progress:
 
   def _pace(self, done):
     """Steps a second, and the time that the rest of the phase takes at this rate."""
-    elapsed = max(time.monotonic() - self._since, 1e-9)
-    rate = max(done - self._first, 1e-9) / elapsed
+    first, since = self._first if self._first and done > self._first[0] else self._begun
+    rate = max(done - first, 1e-9) / max(time.monotonic() - since, 1e-9)
     return rate, _duration((self._total - done) / rate)
 
   def say(self, text):

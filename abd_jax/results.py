@@ -100,15 +100,14 @@ class Results:
 
 
 def runs_below(path):
-  """The folders of runs at a path: itself, or those with <method>/seed<k>/ somewhere below.
+  """The folders of finished runs at a path: itself, and whichever lie below, but for the folds of a sweep.
 
   Raises:
     UserError: there are none.
   """
   path = path_of(path)
-  if (path / 'results.json').exists():
-    return [path]
-  found = sorted(file.parent for file in path.glob('**/seed*/results.json'))
+  folders = sorted(file.parent for file in path.glob('**/results.json'))
+  found = [folder for folder in folders if 'sweep' not in folder.relative_to(path).parts]
   if not found:
     raise UserError(f'{path} holds no results.json of a finished run.')
   return found

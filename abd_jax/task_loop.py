@@ -367,7 +367,10 @@ class Run:
       self._student = restored['student']
       self._teacher, self._before, self._generator = map(restored.get, ('teacher', 'before', 'generator'))
       task, phase, step = self._kept = self._record.place
-      self._progress.say(f'Resuming after {task} tasks, {phase} phases and {step} steps.')
+      if task < (self._config.stop_after_task or self._config.num_tasks):
+        self._progress.say(f'Resuming after {task} tasks, {phase} phases and {step} steps.')
+      else:
+        self._progress.say('This run is finished: nothing is trained, its figures are those kept.')
     self._log.rewind(self._record.place)
 
   def _results(self):

@@ -42,6 +42,8 @@ def run(config, workdir, dataset=None, stop=None, programs=None):
     NotFinite: training went astray, and may not be rolled back or was too often.
     Preempted: SIGTERM came; everything is saved.
   """
+  if config.seeds:
+    raise UserError('--seeds is of several runs, and this is one: `experiment.run_all` makes a run of each.')
   dataset = dataset or load(config.dataset, config.data_dir, config.verify_checksum)
   config = dataclasses.replace(config, dataset=dataset.name, workdir=str(workdir), distributed='')
   tasks = tasks_for(config, dataset)

@@ -116,3 +116,8 @@ def test_values_out_of_range(argument, sentence):
   with pytest.raises(UserError) as refusal:
     parsed(argument)
   assert str(refusal.value) == sentence
+
+
+def test_a_classifier_of_ones_own_can_be_named(monkeypatch):
+  monkeypatch.setitem(STUDENTS, 'mine', STUDENTS['resnet8'])
+  assert parsed('--student=mine').student == 'mine'

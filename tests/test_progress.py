@@ -40,6 +40,21 @@ def test_a_file_gets_a_line_an_epoch(clock):
   ]
 
 
+def test_the_pace_is_that_of_the_calls_after_the_first_which_compiles(clock):
+  stream = io.StringIO()
+  shown = progress.Progress('abd seed 0', 5, stream)
+  shown.begin(1, 'learn', 1, 1, 0, 100)
+  for step, seconds in ((10, 50), (20, 2), (30, 2)):
+    clock[0] += seconds
+    shown.step(step)
+    shown.epoch(step, {})
+  # Of the first call alone 10 steps in 50 s, later 20 in 4 s, the other 70 in 14.
+  assert [line.split('  ')[3:5] for line in stream.getvalue().splitlines()] == [
+      ['step 10/100', '0.2 steps/s'], ['step 20/100', '5.0 steps/s'], ['step 30/100', '5.0 steps/s']
+  ]
+  assert '0:00:14 left' in stream.getvalue()
+
+
 def test_a_terminal_gets_three_bars_one_within_the_other(clock):
   text = told(Terminal(), clock)
   *_, tasks, phases, steps, figures = [line for line in text.splitlines() if '/' in line or 'loss' in line]

@@ -9,7 +9,7 @@ import pytest
 
 from abd_jax import methods
 from abd_jax.errors import UserError
-from abd_jax.methods.interface import Method
+from abd_jax.methods.interface import Method, Phase
 from abd_jax.report import command as report
 from abd_jax.results import Results
 from tests.documents import ROOT, shown
@@ -57,7 +57,7 @@ def test_its_method_runs_from_outside_the_package(tmp_path):
       cwd=ROOT, capture_output=True, text=True, timeout=300,
   )
   assert process.returncode == 0, process.stderr
-  assert '| logit_matching |  | 0 |' in process.stdout
+  assert '| logit_matching | synthetic | 0 |' in process.stdout
   results = Results.load(tmp_path / 'runs' / 'logit_matching' / 'seed0')
   assert results.method == 'logit_matching' and len(results.accuracy_after_task) == 2
   assert (tmp_path / 'runs' / 'logit_matching' / 'seed0' / 'synthetic_task2.png').exists()
@@ -71,6 +71,15 @@ def test_a_method_registered_again_is_replaced_and_the_packages_own_are_not(monk
   assert methods.METHODS['mine'] is second
   with pytest.raises(UserError, match='There is a method called abd already: choose another name.'):
     methods.register(Method('abd', (), ()))
+
+
+@pytest.mark.parametrize('wrong, sentence', [
+    (Method('mine', Phase('learn', None), ()), r'mine: first is a tuple of phases, \(Phase\(...\),\)\.'),
+    (Method('mine', (Phase('learn', None),), (Phase('learn', None),), closes=print), 'no phase has dreams=True'),
+])
+def test_a_method_that_would_fail_after_its_first_task_is_refused_before(wrong, sentence):
+  with pytest.raises(UserError, match=sentence):
+    methods.register(wrong)
 
 
 def test_its_many_tasks_are_the_committed_ones():

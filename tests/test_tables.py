@@ -9,9 +9,10 @@ import pytest
 
 from abd_jax import config
 from abd_jax.errors import UserError
+from abd_jax.methods import METHODS, interface
 from abd_jax.report import command as report
 from abd_jax.report import published, tables, upper_bounds
-from abd_jax.results import Results
+from abd_jax.results import Results, runs_below
 
 ROOT = Path(__file__).parent.parent
 RUN = dataclasses.replace(Results.load(ROOT / 'experiments' / 'results' / 'digits_5_abd_seed0.json'), omega=None)
@@ -60,6 +61,14 @@ def test_rows_stand_in_the_papers_order_ablations_in_table_3s():
   runs = [run_of('mine'), run_of('bic'), *ablated, run_of('rehearsal'), run_of('abd'), run_of('lwf')]
   labels = [line.split(' | ')[0].removeprefix('| ') for line in lines_of(runs)[4:]]
   assert labels == ['lwf', 'abd', 'abd (--ablate=balance)', 'abd (--ablate=finetune)', 'rehearsal', 'bic', 'mine']
+
+
+def test_what_a_method_of_ones_own_replays_is_seen_from_its_phases(monkeypatch):
+  dreaming = interface.Method('mine', (), (interface.Phase('learn', None, dreams=True),))
+  monkeypatch.setitem(METHODS, 'mine', dreaming)
+  monkeypatch.setitem(METHODS, 'plain', interface.Method('plain', (), ()))
+  cells = [line.split(' | ')[:2] for line in lines_of([run_of('mine'), run_of('plain'), run_of('unknown')])[4:]]
+  assert sorted(cells) == [['| mine', 'synthetic'], ['| plain', 'none'], ['| unknown', '']]
 
 
 def test_a_cell_of_fewer_seeds_than_its_row_says_so():
@@ -220,6 +229,15 @@ def test_report_pairs_runs_with_their_upper_bound(tmp_path, capsys):
   assert report.main([*paths, '--metrics=omega']) == 0
   rows = capsys.readouterr().out.splitlines()[4:]
   assert rows[:3] == ['| upper_bound | none | 0 | 100.0 |', '| base | none | 0 | 37.5 |', '| abd | synthetic | 1 |  |']
+
+
+def test_a_folder_s_runs_are_all_that_lie_in_it_but_the_folds_of_a_sweep(tmp_path):
+  folders = [tmp_path, tmp_path / 'mine', tmp_path / 'abd' / 'seed0', tmp_path / 'abd' / 'seed1']
+  for folder in (*folders, tmp_path / 'sweep' / 'base' / 'seed1' / 'as_told' / 'fold0'):
+    folder.mkdir(parents=True, exist_ok=True)
+    RUN.save(folder / 'results.json')
+  assert runs_below(tmp_path) == sorted(folders)
+  assert len(runs_below(tmp_path / 'sweep' / 'base')) == 1  # who asks for a fold is shown it
 
 
 def test_report_refuses_a_metric_it_does_not_know(capsys):

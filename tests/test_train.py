@@ -71,6 +71,11 @@ def test_the_teacher_is_bit_identical_after_the_task(whole_run):
     chex.assert_trees_all_equal(teacher, as_frozen)
 
 
+def test_seeds_are_of_several_runs(tmp_path):
+  with pytest.raises(UserError, match='--seeds is of several runs, and this is one'):
+    train.run(dataclasses.replace(TINY, seeds=(0, 1)), tmp_path)
+
+
 def test_results_hold_what_is_promised(whole_run):
   workdir, results, *_ = whole_run
   stored = json.loads((workdir / 'results.json').read_text())
@@ -109,10 +114,11 @@ def test_the_workdir_holds_what_is_promised(whole_run):
   assert [line['accuracy'] for line in lines if 'accuracy' in line] == whole_run[1].accuracy_after_task
 
 
-def test_a_finished_run_is_not_run_again(whole_run, dataset, monkeypatch):
+def test_a_finished_run_is_not_run_again_and_says_so(whole_run, dataset, monkeypatch, capsys):
   workdir, results, *_ = whole_run
   monkeypatch.setattr(task_loop.Run, '_learn', lambda *args: pytest.fail('it learned again'))
   assert train.run(TINY, workdir, dataset) == results
+  assert capsys.readouterr().out == 'This run is finished: nothing is trained, its figures are those kept.\n'
 
 
 @pytest.mark.parametrize('generator_init', ['fresh', 'warm'])

@@ -22,13 +22,20 @@ _OURS = frozenset(METHODS)
 
 
 def register(method):
-  """Makes `method`, an `interface.Method`, one that --method can name; before `experiment.launch` or `train.run`.
+  """Makes `method`, an `interface.Method`, one that --method can name; before a config names it.
 
-  A registered method replaces an earlier one of its name, as when a notebook's cell is run again.
+  A registered method replaces an earlier one of its name, as when a notebook's cell is run again. A workdir knows a
+  method by its name: after a change of its losses name another.
 
   Raises:
-    UserError: one of this package's methods has its name.
+    UserError: one of this package's methods has its name, its phases are no tuples, or it closes a task with synthetic
+      images and makes none.
   """
   if method.name in _OURS:
     raise UserError(f'There is a method called {method.name} already: choose another name.')
+  for name, phases in (('first', method.first), ('later', method.later)):
+    if not isinstance(phases, tuple):
+      raise UserError(f'{method.name}: {name} is a tuple of phases, (Phase(...),).')
+  if method.closes and not method.dreams:
+    raise UserError(f'{method.name}: what closes a task looks at synthetic images, and no phase has dreams=True.')
   METHODS[method.name] = method

@@ -1,4 +1,16 @@
-"""Networks by the name a flag gives them."""
+"""Networks by the name a flag gives them.
+
+A classifier of one's own is an entry in `STUDENTS`, made before a config names it: a function of `num_classes`, `dtype`
+and `axis`, and of `head_bias` where a method or --head_bias asks for one (as `make_student` has them), that gives a
+Linen module with
+
+  features(images, train)   f32[N, D] of f32[N, H, W, C]; BatchNorm, which the inversion reads, by `axis`
+  classify(features)        f32[N, K], by a submodule called `head` with a kernel and, where `head_bias` says so, a bias
+  __call__(images, train)   the one after the other
+  num_classes, head_bias, feature_size (D), head_grows (False but for heads whose rows come with their task)
+
+`resnet.ResNet` is one.
+"""
 
 import functools
 

@@ -230,7 +230,14 @@ def _row(runs, usual, apart):
   benchmark = _benchmark_of(first)
   figure = FIGURES[benchmark].get(first.method) if benchmark and _is_as_published(first, benchmark) else None
   published = _published_cells(figure) if figure else {}
-  return Row(first.method, switches, REPLAY.get(first.method, ''), seeds, cells, published, tuple(runs))
+  return Row(first.method, switches, _replay(first.method), seeds, cells, published, tuple(runs))
+
+
+def _replay(method):
+  """What a method replays, by its name; of one that is registered elsewhere nothing is known."""
+  own = METHODS.get(method)
+  kinds = {} if own is None else {'coreset': own.coreset, 'synthetic': own.dreams, 'none': True}
+  return REPLAY.get(method) or next((kind for kind, has in kinds.items() if has), '')
 
 
 def _benchmark_of(r):
