@@ -14,7 +14,9 @@ def run(*command):
 
 def test_ctrl_c_and_a_reader_that_has_gone_end_without_a_traceback(tmp_path):
   command = [sys.executable, 'experiments/digits.py', '--method=base', f'--workdir={tmp_path / "run"}']
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests are in the background
   process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  signal.signal(signal.SIGINT, before)
   for line in process.stdout:
     if 'step' in line:
       break
