@@ -139,7 +139,7 @@ class Config(_Plain):
   seed: int = _field(0, 'of class order, initialisation and data order', at_least=0)
   seeds: tuple[int, ...] = _field((), 'several, with commas: one run each', identity=False)
   seeds_in: str = _field('auto', 'several seeds of a method: one_program: trained at once, each step one of all; turns:'
-                         ' one after the other; auto: turns on CPU, one_program elsewhere',
+                         ' one after the other; auto: one_program on a GPU, turns elsewhere',
                          choices=('auto', 'one_program', 'turns'), identity=False)
   memory: int = _field(2000, 'old images that a method with a coreset keeps at most', at_least=1)
   student: str = _field('resnet32', 'the classifier', choices=STUDENTS)  # as can this one

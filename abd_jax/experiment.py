@@ -135,7 +135,7 @@ def _in_turns(config):
     if config.seeds_in == 'one_program':
       raise UserError('--seeds_in=one_program is for one process: with --distributed, seeds are trained in turns.')
     return True
-  return config.seeds_in == 'auto' and jax.default_backend() == 'cpu'
+  return config.seeds_in == 'auto' and jax.default_backend() != 'gpu'
 
 
 def _prepare(config, one, workdir, dataset, tasks):

@@ -5,6 +5,7 @@ import contextvars
 import ctypes
 import functools
 import inspect
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +13,23 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 _AXIS = 'data'
-_compile_seconds = 0.0
+_of_thread = threading.local()
 _compiling = False
 _others = contextvars.ContextVar[tuple[jax.Device, ...]]('others', default=())
 
 
 def _count_compilation(event, duration_secs, **kwargs):
-  global _compile_seconds
   del kwargs
   if event in ('/jax/core/compile/jaxpr_to_mlir_module_duration', '/jax/core/compile/backend_compile_duration'):
-    _compile_seconds += duration_secs
+    _of_thread.compile_seconds = compile_seconds() + duration_secs
 
 
 jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
 def compile_seconds():
-  """Seconds that this process has spent lowering and compiling so far."""
-  return _compile_seconds
+  """Seconds that this thread has spent lowering and compiling so far: runs in one program have a thread each."""
+  return getattr(_of_thread, 'compile_seconds', 0.0)
 
 
 def compiling():

@@ -7,10 +7,11 @@ import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
 
-from abd_jax import config, files
+from abd_jax import config, files, train
 from abd_jax.benchmark import hot_steps, operations, timing
 from abd_jax.errors import UserError
 from abd_jax.methods import METHODS
@@ -44,6 +45,12 @@ def test_a_step_is_three_passes_of_what_it_trains():
   student = 8 * operations.forward_flops(make_student('resnet8', 100), jnp.zeros((1, 8, 8, 3)), train=False)
   dreamer = 8 * operations.forward_flops(make_generator('cifar', (8, 8, 3)), jnp.zeros((1, 1000)), train=False)
   assert flops == {'first': 3 * student, 'abd': 8 * student + dreamer, 'generator': 3 * dreamer + 2 * student}
+
+
+def test_operations_are_counted_however_many_devices_share_a_batch(monkeypatch):
+  expected = operations.step_flops(SMALL)
+  monkeypatch.setattr(train, 'devices', lambda: jax.devices() * 4)
+  assert operations.step_flops(SMALL) == expected
 
 
 def test_median_and_spread():

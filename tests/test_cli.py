@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -48,6 +50,7 @@ def test_another_runs_workdir_is_refused_before_any_training(tmp_path):
 
 
 def test_an_archive_that_is_not_the_distributed_one(tmp_path):
+  pytest.importorskip('tensorflow_datasets')
   (tmp_path / 'cifar-100-binary.tar.gz').write_bytes(b'half of it')
   process = run('experiments/cifar100.py', f'--data_dir={tmp_path}', '--flagfile=experiments/flags/cifar100_mini.flags')
   assert process.returncode == 2 and 'SHA-256' in process.stderr and 'Traceback' not in process.stderr

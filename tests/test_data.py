@@ -5,6 +5,7 @@ import http.server
 import importlib.util
 import io
 import os
+import sys
 import tarfile
 import threading
 
@@ -134,6 +135,13 @@ def test_npz_under_the_name_of_cifar100_has_its_normalisation_and_name(tmp_path)
   np.testing.assert_allclose(dataset.std, (0.2673, 0.2564, 0.2762), atol=1e-4)
 
 
+def test_cifar100_without_tensorflow_datasets_is_a_sentence(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'abd_jax.data.builders', None)
+  monkeypatch.delattr('abd_jax.data.builders', raising=False)
+  with pytest.raises(UserError, match=r'is read by tensorflow-datasets, .* put cifar100\.npz in --data_dir'):
+    load('cifar100', tmp_path)
+
+
 # The CIFAR-100 archive, in small: the same layout with 40 and 20 images.
 
 builders = pytest.importorskip('abd_jax.data.builders') if importlib.util.find_spec('tensorflow_datasets') else None
@@ -181,8 +189,6 @@ def assert_is_the_small_archive(dataset):
 def test_cifar100_is_prepared_from_the_archive_without_tensorflow_and_read_in_its_order(
     tmp_path, small_archive, monkeypatch
 ):
-  import sys
-
   monkeypatch.setattr(builders, '_AT_A_CALL', 15)
   (tmp_path / builders.ARCHIVE).write_bytes(small_archive)
   assert_is_the_small_archive(load('cifar100', tmp_path))

@@ -17,7 +17,7 @@ from abd_jax.errors import NotFinite, UserError
 from abd_jax.experiment import run_all
 from abd_jax.methods import METHODS
 from abd_jax.models.convolution import conv_general_dilated
-from abd_jax.parallel import CompiledStep, compile_step, put
+from abd_jax.parallel import CompiledStep, compile_seconds, compile_step, put
 from abd_jax.stopping import Preempted, StopSignal
 from tests.small_runs import TINY, final_states
 
@@ -256,3 +256,17 @@ def test_steps_of_several_runs_are_their_own(small, dataset):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 + 1e-3 * np.abs(b).max())
   losses = [float(metrics['loss'][0]) for _, metrics in students]
   assert abs(losses[0] - losses[1]) > 1e-3  # each its own
+
+
+def test_compilation_counts_for_the_run_in_whose_thread_it_is():
+  of_thread = []
+
+  def compile_something():
+    jax.jit(lambda x: x + 1.0)(np.ones(3)).block_until_ready()
+    of_thread.append(compile_seconds())
+
+  before = compile_seconds()
+  thread = threading.Thread(target=compile_something)
+  thread.start()
+  thread.join()
+  assert of_thread[0] > 0 and compile_seconds() == before

@@ -17,6 +17,9 @@ from abd_jax.tensorboard import EventFiles
 from tests.small_runs import TINY, StopAfter
 from tests.test_faults import no_file_beyond
 
+pytest.importorskip('tensorboardX')
+pytest.importorskip('tensorboard')
+
 SHORT = with_values(TINY, dict(num_classes=4, num_tasks=2, tensorboard=True))
 
 

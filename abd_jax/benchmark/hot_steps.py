@@ -67,8 +67,8 @@ def hot_steps(config, tasks, programs, student, generator, images, labels):
   }
 
 
-def prepared(config):
-  """The (TaskSequence, Programs) that the hot steps are of.
+def prepared(config, num_images=2560):
+  """The (TaskSequence, Programs) that the hot steps are of, on a data set of so many images.
 
   Raises:
     UserError: the method has no inversion; the config cannot be run.
@@ -77,6 +77,6 @@ def prepared(config):
     raise UserError(f'--method={config.method} trains no generator: other steps than those timed here.')
   if config.inversion.inversion != 'generator':
     raise UserError(f'--inversion={config.inversion.inversion} trains no generator: other steps than those timed here.')
-  dataset = random_dataset(config)
+  dataset = random_dataset(config, num_images)
   tasks = train.tasks_for(config, dataset)
   return tasks, programs_for(config, tasks, dataset)

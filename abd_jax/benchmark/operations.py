@@ -1,6 +1,5 @@
 """Operations of a step, counted, and how many a second the device reaches in a large matrix product."""
 
-import dataclasses
 import time
 
 import flax.linen as nn
@@ -8,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abd_jax import states, train
+from abd_jax import states
 from abd_jax.benchmark.hot_steps import random_dataset
+from abd_jax.data import TaskSequence
 from abd_jax.models.generator import UpsampledConv
-from abd_jax.programs import programs_for
+from abd_jax.networks import networks_for
 
 
 def forward_flops(model, *inputs, **kwargs):
@@ -47,12 +47,11 @@ def step_flops(config):
   the teacher to its images alone, which is half a backward pass.
   """
   dataset = random_dataset(config, 100)
-  image_by_image = dataclasses.replace(config.optimisation, batch_size=1)
-  tasks = train.tasks_for(dataclasses.replace(config, optimisation=image_by_image), dataset)
-  programs = programs_for(config, tasks, dataset)
+  tasks = TaskSequence.of(config, dataset)
+  networks = networks_for(config, tasks, dataset)
   batch = config.optimisation.batch_size
-  student = batch * forward_flops(programs.networks.classifier, jnp.zeros((1, *tasks.image_shape)), train=False)
-  dreamer = batch * forward_flops(programs.networks.dreamer, jnp.zeros((1, states.LATENT_SIZE)), train=False)
+  student = batch * forward_flops(networks.classifier, jnp.zeros((1, *tasks.image_shape)), train=False)
+  dreamer = batch * forward_flops(networks.dreamer, jnp.zeros((1, states.LATENT_SIZE)), train=False)
   return {'first': 3 * student, 'abd': 2 * (3 * student + student) + dreamer, 'generator': 3 * dreamer + 2 * student}
 
 

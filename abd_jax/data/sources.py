@@ -138,8 +138,13 @@ def _cifar100(data_dir, verify_checksum):
   if npz.exists():
     arrays = _read_npz(npz)
   else:
-    from abd_jax.data import builders
-
+    try:
+      from abd_jax.data import builders
+    except ImportError as error:
+      raise UserError(
+          f'--dataset=cifar100 is read by tensorflow-datasets, which cannot be imported ({error}): install it, or put'
+          f' {npz.name} in --data_dir.'
+      ) from None
     arrays = builders.read_cifar100(data_dir, verify_checksum)
   return Dataset('cifar100', **arrays, mean=CIFAR100_MEAN, std=CIFAR100_STD)
 

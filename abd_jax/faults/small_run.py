@@ -44,7 +44,7 @@ class SmallRun:
     self.processes = [
         subprocess.Popen(
             [*command, *its], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | {'PYTHONPATH': str(DIGITS.parents[1])} | (environment or {}),
+            env=os.environ | {'PYTHONPATH': str(DIGITS.parents[1]), 'JAX_PLATFORMS': 'cpu'} | (environment or {}),
         )
         for its in joined
     ]
