@@ -240,7 +240,10 @@ def test_what_diagnostics_lack_is_left_out(run, tmp_path, text):
   assert 'Diagnostics' not in Page(pages.page([pages.Run(run[1], tmp_path)])).text
 
 
-@pytest.mark.parametrize('text', ['{"mid": ', '[1]', '{"calibration": {"bins": 3}}', '{"tsne": {"real_old": [1]}}'])
+@pytest.mark.parametrize('text', [
+    '{"mid": ', '[1]', '{"calibration": {"bins": 3}}', '{"tsne": {"real_old": [1]}}',
+    pytest.param(100_000 * '[', id='nested'),
+])
 def test_diagnostics_that_are_none_are_said_to_be(run, tmp_path, text):
   page = with_diagnostics(run, tmp_path, text)
   assert 'diagnostics.json cannot be shown' in page.text and 'final accuracy' in page.text

@@ -23,9 +23,6 @@ from abd_jax.errors import UserError
 from abd_jax.parallel import compile_seconds, put
 from abd_jax.results import peak_memory_bytes
 
-# As many small images as CIFAR-100 has, so that a call of an epoch is as long as in a run; few large ones, for memory.
-_SMALL_IMAGES, _LARGE_IMAGES = 50_000, 2560
-
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -52,7 +49,9 @@ class Ours:
   name = f'abd_jax {__version__}, jax {jax.__version__}'
 
   def __init__(self, config: Config, runs=1):
-    tasks, programs = prepared(config, _SMALL_IMAGES if (config.image_size or 32) <= 32 else _LARGE_IMAGES)
+    # As many as CIFAR-100 has, so that a call of an epoch is as long as in a run; of larger images few, for memory.
+    enough = {} if config.image_size > 32 else {'num_images': 50_000}
+    tasks, programs = prepared(config, **enough)
     place = np.array([config.seed, 0, Address.STUDENT_INIT, 0], np.int32)
     student, generator = programs.init_student(place), programs.init_generator(place)
     self._hot, self._runs = hot_steps(config, tasks, programs, student, generator, *put(tasks.train(1))), runs
