@@ -133,7 +133,13 @@ class Config(_Plain):
   verify_checksum: bool = _field(True, 'refuse an archive whose SHA-256 is not the distributed one', identity=False)
   workdir: str = _field('runs', 'everything the run writes', identity=False)
   num_tasks: int = _field(5, 'the classes are split evenly over the tasks', at_least=1)
-  num_classes: int = _field(0, 'the first so many classes of the seed\'s order; 0: all', at_least=0)
+  first_task_classes: int = _field(0, 'classes of the first task, the others being split evenly over the other tasks;'
+                                   ' 0: as many as any', at_least=0)
+  class_order: str = _field('auto', 'the order in which classes are met: seed: Python\'s shuffle of the seed;'
+                            ' numpy1993: NumPy\'s shuffle of seed 1993, whatever the seed; labels: as the data set'
+                            ' numbers them; auto: numpy1993 for ImageNet, else seed',
+                            choices=('auto', 'seed', 'numpy1993', 'labels'))
+  num_classes: int = _field(0, 'the first so many classes of the order; 0: all', at_least=0)
   stop_after_task: int = _field(0, 'end the run after so many tasks; 0: all', at_least=0, identity=False)
   image_size: int = _field(0, 'images are area-averaged down to so many pixels a side; 0: native', at_least=0)
   seed: int = _field(0, 'of class order, initialisation and data order', at_least=0)

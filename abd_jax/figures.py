@@ -205,7 +205,7 @@ def _wrapped(label):
 
 
 def _benchmark(table):
-  return f'{table.dataset}, {table.num_classes} classes in {table.num_tasks} tasks'
+  return f'{table.dataset}, {tables.split_of(table)}'
 
 
 # From files to figures.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import platform
 import resource
@@ -13,6 +14,7 @@ import jax
 
 from abd_jax import __version__, metrics, results_schema
 from abd_jax import config as config_lib
+from abd_jax.data.tasks import task_sizes
 from abd_jax.errors import UserError
 from abd_jax.files import write_whole
 from abd_jax.written import path_of
@@ -69,8 +71,12 @@ class Results:
   @property
   def classes_seen(self):
     """How many classes had been met after each task."""
-    per_task = len(self.class_order) // self.num_tasks
-    return [per_task * (n + 1) for n in range(len(self.accuracy_after_task))]
+    return list(itertools.accumulate(self.task_sizes))[: len(self.accuracy_after_task)]
+
+  @property
+  def task_sizes(self):
+    """How many classes each task has, those not yet learned among them."""
+    return task_sizes(len(self.class_order), self.num_tasks, self.config['first_task_classes'])
 
   def save(self, path):
     write_whole(path, json.dumps(dataclasses.asdict(self), indent=1) + '\n')

@@ -3,6 +3,8 @@
 import dataclasses
 
 from abd_jax import config as config_lib
+from abd_jax.data.tasks import task_sizes
+from abd_jax.errors import UserError
 from abd_jax.written import is_line, is_of
 
 
@@ -29,10 +31,16 @@ def objection(said, fields):
 def _contradiction(said):
   """As `objection`, of values that are each what they must be."""
   learned, classes = len(said['accuracy_after_task']), len(said['class_order'])
+  for leaf in config_lib.leaves(config_lib.Config()):
+    value = said['config'].get(leaf.name, leaf.value)
+    if not is_of(value, type(leaf.field.default)):
+      return f'{leaf.name} in config has a value of another kind'
   if learned > said['num_tasks']:
     return f'accuracy_after_task has {learned} tasks, more than the {said["num_tasks"]} of num_tasks'
-  if classes % said['num_tasks']:
-    return f'the {classes} classes of class_order cannot be split evenly over {said["num_tasks"]} tasks'
+  try:
+    task_sizes(classes, said['num_tasks'], said['config'].get('first_task_classes', 0))
+  except UserError as error:
+    return str(error).rstrip('.')
   if said.get('class_names') and len(said['class_names']) != classes:
     return f'class_names has {len(said["class_names"])} names for the {classes} classes of class_order'
   for name in ('accuracy_matrix', 'accuracy_matrix_local'):
@@ -43,10 +51,6 @@ def _contradiction(said):
   for name in ('method', 'student', 'num_tasks', 'seed', 'top_k'):  # of which an earlier version's config may lack some
     if said['config'].get(name, said[name]) != said[name]:
       return f'{name} is {said[name]}, and in config another'
-  for leaf in config_lib.leaves(config_lib.Config()):
-    value = said['config'].get(leaf.name, leaf.value)
-    if not is_of(value, type(leaf.field.default)):
-      return f'{leaf.name} in config has a value of another kind'
   return None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from abd_jax import config as config_lib
 from abd_jax import processes, train
-from abd_jax.data import Dataset, TaskSequence, class_order
+from abd_jax.data import Dataset, TaskSequence
 from abd_jax.errors import UserError
 from abd_jax.files import write_whole
 from abd_jax.stopping import StopSignal
@@ -54,8 +54,8 @@ class Trial:
 def folds_of(dataset: Dataset, tasks: TaskSequence, num_folds, seed):
   """A `Dataset` a fold, of training images of the first half of the tasks; of an odd number the smaller half.
 
-  Each class is dealt evenly over the folds. Classes are renamed so that a run of half as many tasks with the same seed
-  meets them in the order in which the whole run does.
+  Each class is dealt evenly over the folds. Labels are the classes' places in the whole run's order, in which a run of
+  half as many tasks meets them too.
 
   Raises:
     UserError: half of the tasks are not two, or a class has fewer images than there are folds.
@@ -63,22 +63,22 @@ def folds_of(dataset: Dataset, tasks: TaskSequence, num_folds, seed):
   half = tasks.num_tasks // 2
   if half < 2:
     raise UserError(f'--num_tasks={tasks.num_tasks}: a sweep learns half of the tasks, which must be two at least.')
-  met = tasks.order[: half * tasks.classes_per_task]
-  names = class_order(len(met), seed)  # the new name of the class met first, second, ...
+  met = tasks.order[: tasks.seen(half - 1)]
   rng = np.random.default_rng((seed, num_folds))
   fold_of_row, label_of_row = (np.full(len(dataset.train_labels), -1) for _ in range(2))
-  for old, new in zip(met, names, strict=True):
+  for new, old in enumerate(met):
     rows = rng.permutation(np.flatnonzero(dataset.train_labels == old))
     if len(rows) < num_folds:
       raise UserError(f'--folds={num_folds}: class {dataset.class_names[old]} has {len(rows)} training images.')
     fold_of_row[rows], label_of_row[rows] = np.arange(len(rows)) % num_folds, new
-  class_names = tuple(dataset.class_names[old] for _, old in sorted(zip(names, met, strict=True)))
+  class_names = tuple(dataset.class_names[old] for old in met)
   found = []
   for fold in range(num_folds):
     held, rest = fold_of_row == fold, (fold_of_row >= 0) & (fold_of_row != fold)
     found.append(Dataset(
         f'{dataset.name}, fold {fold + 1} of {num_folds}', dataset.train_images[rest], label_of_row[rest],
         dataset.train_images[held], label_of_row[held], class_names, dataset.mean, dataset.std,
+        class_order=tuple(range(len(met))),
     ))
   return found
 
@@ -163,7 +163,7 @@ class Sweep:
       name = ','.join(f'{flag}={config_lib.text_of(value)}' for flag, value in changes.items()) or 'as_told'
       for i, fold in enumerate(folds):
         folder = workdir / name / f'fold{i + 1}'
-        values = dict(changes, num_tasks=config.num_tasks // 2, num_classes=0, stop_after_task=0)
+        values = dict(changes, num_tasks=config.num_tasks // 2, num_classes=0, class_order='auto', stop_after_task=0)
         one = config_lib.with_values(config, dict(values, dataset=fold.name, workdir=str(folder)))
         train.tasks_for(one, fold)
         processes.on_first(functools.partial(check_workdir, one, folder))

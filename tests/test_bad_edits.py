@@ -47,7 +47,7 @@ EDITED = {
     'a class twice': (changed(class_order=[0, 0]), 'class_order must be a list of different classes'),
     'an uneven split': (
         changed(class_order=[*range(11)]),
-        'the 11 classes of class_order cannot be split evenly over 5 tasks',
+        '11 classes cannot be split evenly over --num_tasks=5',
     ),
     'more tasks than there are': (
         changed(accuracy_after_task=6 * [50]),

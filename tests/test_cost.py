@@ -37,6 +37,13 @@ def test_steps_of_a_run(name, first, generator):
   assert cost.steps_of(run) == {'first': first, 'abd': (run.num_tasks - 1) * first, 'generator': generator}
 
 
+def test_a_first_task_of_its_own_size_has_its_own_steps():
+  half_first = config.with_values(settings('cifar100_10'), {'num_tasks': 6, 'first_task_classes': 50})
+  # 25,000 images are 195 batches, and after them five tasks of 39.
+  assert cost.steps_of(half_first) == {'first': 195 * 250, 'abd': 5 * 39 * 250, 'generator': 5 * 5000}
+  assert cost.flops_of(half_first)['first'] == 5 * cost.flops_of(settings('cifar100_10'))['first']
+
+
 def test_seconds_are_steps_times_what_was_timed():
   run = settings('cifar100_10')
   flops = step_flops(config.Config(dataset='random', num_tasks=10))

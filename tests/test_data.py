@@ -1,5 +1,6 @@
 """Where images come from, how they are split, and what is said when they are missing or damaged."""
 
+import dataclasses
 import hashlib
 import http.server
 import importlib.util
@@ -60,6 +61,31 @@ def test_first_classes_of_the_order_can_be_taken_alone():
   assert sequence.order == class_order(4, 3)[:3] and len(sequence.train(0)[0]) == 9
 
 
+def test_a_first_task_can_have_a_size_of_its_own():
+  sequence = TaskSequence(coloured(8), 4, first_task_classes=2, seed=3)
+  assert [sequence.classes(task) for task in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+  sequence = TaskSequence(coloured(8), 3, first_task_classes=4, seed=3)
+  assert [sequence.classes(task) for task in range(3)] == [[0, 1, 2, 3], [4, 5], [6, 7]]
+  assert [(sequence.past(task), sequence.seen(task)) for task in range(3)] == [(0, 4), (4, 6), (6, 8)]
+  assert sequence.task_of_class == (0, 0, 0, 0, 1, 1, 2, 2)
+  assert sequence.train_sizes().tolist() == [12, 6, 6] and sequence.largest_train_size() == 12
+  assert sequence.train_sizes(cumulative=True).tolist() == [12, 18, 24] and sequence.test_sizes().tolist() == [12, 6, 6]
+  assert sorted(set(sequence.train(1, cumulative=True)[1])) == list(range(6))
+  assert TaskSequence(coloured(4), 1, first_task_classes=4).classes(0) == [0, 1, 2, 3]
+
+
+def test_the_order_of_classes_can_be_chosen():
+  dataset = coloured(8)
+  order_of = lambda dataset, name: TaskSequence(dataset, 2, class_order=name, seed=3).order
+  assert order_of(dataset, 'auto') == order_of(dataset, 'seed') == class_order(8, 3)
+  assert order_of(dataset, 'labels') == list(range(8))
+  # Where those begin who follow iCaRL on CIFAR-100.
+  assert tasks.order_of_1993(100)[:10] == (68, 56, 78, 8, 23, 84, 90, 65, 74, 76)
+  assert order_of(dataset, 'numpy1993') == list(tasks.order_of_1993(8)) != class_order(8, 3)
+  benchmark = dataclasses.replace(dataset, class_order=(7, 6, 5, 4, 3, 2, 1, 0))  # that has an order of its own
+  assert order_of(benchmark, 'auto') == [7, 6, 5, 4, 3, 2, 1, 0] and order_of(benchmark, 'seed') == class_order(8, 3)
+
+
 def test_an_upper_bound_has_all_classes_so_far():
   sequence = TaskSequence(coloured(6), 2)
   assert sorted(set(sequence.train(1, cumulative=True)[1])) == list(range(6))
@@ -74,6 +100,12 @@ def test_images_are_made_as_small_as_asked_for():
 
 @pytest.mark.parametrize('arguments, sentence', [
     (dict(num_tasks=3), '4 classes cannot be split evenly over --num_tasks=3.'),
+    (dict(num_tasks=5), '4 classes cannot be split evenly over --num_tasks=5.'),
+    *(
+        (dict(num_tasks=tasks, first_task_classes=first),
+         f'4 classes cannot be split evenly over --num_tasks={tasks} after a first of --first_task_classes={first}.')
+        for tasks, first in ((3, 1), (2, 4), (2, 5), (1, 3))
+    ),
     (dict(num_tasks=1, num_classes=5), '--num_classes=5 is more than the 4 classes of coloured.'),
     (dict(num_tasks=1, image_size=8), '--image_size=8 is larger than the 4x4 images of coloured.'),
 ])

@@ -14,8 +14,8 @@ from abd_jax import config, train
 from abd_jax.config import with_values
 from abd_jax.data import TaskSequence, augment, load, sources
 from abd_jax.data import feed as feeds
-from abd_jax.data.imagenet import imagenet_order
 from abd_jax.data.photographs import ATTEMPTS, Photographs, crop_box, join
+from abd_jax.data.tasks import order_of_1993
 from abd_jax.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -82,9 +82,9 @@ def test_imagenet_stays_on_disk_and_is_decoded_by_rows(trees):
 
 def test_imagenets_class_order_is_that_of_seed_1993_whatever_the_seed(trees):
   # The first hundred of a thousand, which every ImageNet-100 table since iCaRL's successors begins with.
-  assert imagenet_order(1000)[:4] == (54, 7, 894, 512)
+  assert order_of_1993(1000)[:4] == (54, 7, 894, 512)
   dataset = load('imagenet', trees)
-  assert TaskSequence(dataset, 2, seed=0).order == TaskSequence(dataset, 2, seed=1).order == list(imagenet_order(4))
+  assert TaskSequence(dataset, 2, seed=0).order == TaskSequence(dataset, 2, seed=1).order == list(order_of_1993(4))
 
 
 def test_an_evaluation_sees_the_middle_at_eight_sevenths(tmp_path):
@@ -220,7 +220,7 @@ def test_a_run_streams_learns_and_keeps_a_coreset(trees, tmp_path):
       ),
   )
   results = train.run(settings, tmp_path / 'run')
-  assert results.class_order == list(imagenet_order(4))
+  assert results.class_order == list(order_of_1993(4))
   assert results.memory_held['images'] == 8 and len(results.accuracy_after_task) == 2
   lines = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
   # 12 images a task in batches of 4; with as many of the coreset's, 24.

@@ -172,6 +172,18 @@ def test_the_flags_are_those_that_replay_the_run(run, tmp_path):
   assert f'jax=={results.versions["jax"]} ' in text
 
 
+def test_the_classes_of_each_task_are_listed(run):
+  results, names = run[1], run[1].class_names
+  most = len(names) - 2
+  most_first = dataclasses.replace(results, num_tasks=3, config={**results.config, 'first_task_classes': most})
+  for shown, sizes in ((results, (len(names) // 2,) * 2), (most_first, (most, 1, 1))):
+    listed = re.search('The classes of each task</summary>\n<ol>(.*?)</ol>', pages.page([pages.Run(shown)]))[1]
+    listed = [html.unescape(item) for item in re.findall('<li>(.*?)</li>', listed)]
+    ends = itertools.accumulate(sizes, initial=0)
+    assert listed == [', '.join(names[start:end]) for start, end in itertools.pairwise(ends)]
+  assert f'{len(names)} classes in 3 tasks, the first of {most}, resnet8' in pages.page([pages.Run(most_first)])
+
+
 def test_the_time_is_split(run):
   _, results, *_ = run
   seconds = {**results.seconds, 'inversion': 2.0, 'train': 5.0, 'eval': 0.5, 'compile': 1.5, 'total': 10.0}

@@ -8,7 +8,9 @@ import pytest
 
 from abd_jax import config, data, sweep, task_loop
 from abd_jax.config import with_values
+from abd_jax.data.tasks import order_of_1993
 from abd_jax.errors import UserError
+from abd_jax.results import Results
 from abd_jax.sweep import Sweep, Trial
 
 TINY = with_values(
@@ -131,7 +133,8 @@ def test_the_best_mean_is_chosen_and_of_equals_the_configs_own():
 
 
 def test_a_sweep_reads_no_test_image_and_repeats_no_finished_run(dataset, tmp_path, monkeypatch):
-  plan = Sweep(with_values(TINY, {'workdir': str(tmp_path)}), {'learning_rate': (0.1, 1e-6), 'kd_weight': (1.0,)})
+  told = with_values(TINY, {'workdir': str(tmp_path), 'class_order': 'numpy1993'})
+  plan = Sweep(told, {'learning_rate': (0.1, 1e-6), 'kd_weight': (1.0,)})
   begun, learn = [], task_loop.Run._learn
   monkeypatch.setattr(task_loop.Run, '_learn', lambda run, *rest: (begun.append(run._workdir), learn(run, *rest)))
   trials = plan.run(dataset)
@@ -141,6 +144,8 @@ def test_a_sweep_reads_no_test_image_and_repeats_no_finished_run(dataset, tmp_pa
   assert plan.chosen(trials) == {'learning_rate': 0.1, 'kd_weight': 1.0}  # without a step it learns nothing
   stored = json.loads((folder / 'sweep.json').read_text())
   assert stored['chosen'] == plan.chosen(trials) and len(stored['trials'][0]['final_accuracies']) == 3
+  met = Results.load(folder / 'as_told' / 'fold1').class_names
+  assert met == [str(digit) for digit in order_of_1993(10)[:4]]
   # One fold of one value is lost: it alone is run again, to the same end.
   begun.clear()
   (folder / 'as_told' / 'fold2' / 'results.json').rename(tmp_path / 'lost.json')

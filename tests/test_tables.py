@@ -76,6 +76,20 @@ def test_a_cell_of_fewer_seeds_than_its_row_says_so():
   assert lines_of(runs, ('omega', 'forgetting'))[-1] == '| abd | synthetic | 0, 1 | 50.0 (n=1) | 7.0 ± 0.0 |'
 
 
+def test_splits_are_told_apart_and_written_once():
+  half_first = {**RUN.config, 'first_task_classes': 6}
+  runs = [run_of(), run_of('base', flags=half_first), run_of('abd', flags={**half_first, 'class_order': 'labels'})]
+  lines = lines_of(runs, ('final_accuracy',))
+  assert [line for line in lines if line.startswith('**')] == [
+      '**digits**, 10 classes in 5 tasks, resnet8', '**digits**, 10 classes in 5 tasks, the first of 6, resnet8',
+  ]
+  assert [line.split(' | ')[0] for line in lines[-2:]] == ['| base', '| abd (--class_order=labels)']
+  rows = csv.DictReader(io.StringIO(tables.to_csv(tables.collate(runs))))
+  assert [row['first_task_classes'] for row in rows] == ['2', '6', '6']
+  evenly = run_of('base', flags={'first_task_classes': 2})  # as many as any
+  assert [row.label for row in tables.collate([run_of(), evenly])[0].rows] == ['base', 'abd']
+
+
 def test_the_published_figures_stand_beside_and_what_is_missing_is_blank():
   lines = lines_of([full_cifar100('abd', seed) for seed in (0, 1)], ('final_accuracy', 'omega'))
   assert lines[0] == '**cifar100**, 100 classes in 10 tasks, resnet32'
@@ -89,6 +103,10 @@ def test_the_published_figures_stand_beside_and_what_is_missing_is_blank():
     {'config': {**config.as_dict(config.Config()), 'image_size': 16}},
     {'num_tasks': 4}, {'method': 'rdfcil', 'student': 'resnet32_icarl'}, {'accuracy_after_task': [50.0] * 3},
     {'top_k': 5}, {'config': {**RUN.config, 'epochs': 30}},
+    {
+        'num_tasks': 5, 'accuracy_after_task': [50.0] * 5,
+        'config': {**config.as_dict(config.Config()), 'first_task_classes': 60},
+    },
 ])
 def test_no_published_figure_stands_beside_another_benchmark(changes):
   run = dataclasses.replace(full_cifar100('abd'), **changes)

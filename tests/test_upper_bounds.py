@@ -72,6 +72,8 @@ def test_a_named_upper_bound_serves_every_seed_of_its_own(workdir):
     ({'seed': 1}, 'it meets the classes in another order, that of seed 0'),
     ({'num_classes': 6, 'num_tasks': 3}, 'its num_classes is 4, not 6'),
     ({'num_tasks': 4}, 'it was not trained on 1 classes'),
+    ({'num_tasks': 3, 'first_task_classes': 2}, 'it was not trained on 3 classes'),
+    ({'class_order': 'labels'}, 'it meets the classes in another order, that of seed 0'),
     ({'student': 'resnet20'}, 'its student is resnet8, not resnet20'),
     ({'epochs': 2}, 'its epochs is 1, not 2'),
     ({'flip': True}, 'its flip is False, not True'),
@@ -87,6 +89,14 @@ def test_the_upper_bound_of_another_benchmark_is_refused(workdir, values, why):
   assert str(refusal.value) == f'--upper_bound={bound} is no upper bound of base with seed {other.seed}: {why}.'
   # Where nobody named it, it is passed over.
   assert upper_bounds.stored(with_values(other, {'upper_bound': '', 'seed': 0}), dataset, tasks) is None
+
+
+def test_a_first_task_of_its_own_size_is_held_against_the_stages_it_has(workdir, base):
+  run = dataclasses.replace(base, omega=None, num_tasks=1, accuracy_after_task=[30.0])
+  bound = Results.load(workdir / 'upper_bound' / 'seed0')
+  assert upper_bounds.with_omega(run, [bound]).omega == 30.0 / bound.accuracy_after_task[1]
+  run = dataclasses.replace(base, omega=None, num_tasks=2, config={**base.config, 'first_task_classes': 3})
+  assert run.classes_seen == [3, 4] and upper_bounds.with_omega(run, [bound]) == run
 
 
 def test_a_run_of_another_method_is_no_upper_bound(workdir, base):

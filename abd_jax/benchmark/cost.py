@@ -10,6 +10,7 @@ import json
 from abd_jax.benchmark.hot_steps import STEPS
 from abd_jax.benchmark.operations import step_flops
 from abd_jax.config import Config
+from abd_jax.data.tasks import task_sizes
 from abd_jax.errors import UserError
 from abd_jax.programs import inversion_steps
 from abd_jax.written import is_line, is_of, path_of, shown
@@ -34,16 +35,18 @@ SIZES = {
 def steps_of(config: Config) -> dict[str, int]:
   """{'first', 'abd', 'generator'}: steps of a run of ABD in its first task, in the later ones, and of the inversion."""
   size = SIZES[config.dataset]
-  classes_per_task = (config.num_classes or size.classes) // config.num_tasks
-  images_per_task = classes_per_task * size.images // size.classes
-  first = images_per_task // config.optimisation.batch_size * config.optimisation.epochs
-  later = config.num_tasks - 1
-  return {'first': first, 'abd': later * first, 'generator': later * inversion_steps(config)}
+  sizes = task_sizes(config.num_classes or size.classes, config.num_tasks, config.first_task_classes)
+  first, *later = (
+      classes * size.images // size.classes // config.optimisation.batch_size * config.optimisation.epochs
+      for classes in sizes
+  )
+  return {'first': first, 'abd': sum(later), 'generator': len(later) * inversion_steps(config)}
 
 
 def flops_of(config: Config) -> dict[str, int]:
   """The operations of a run's steps of each kind, a backward pass counted as two forward ones."""
-  a_step = step_flops(dataclasses.replace(config, image_size=SIZES[config.dataset].side, num_classes=0, num_tasks=10))
+  side = SIZES[config.dataset].side
+  a_step = step_flops(dataclasses.replace(config, image_size=side, num_classes=0, num_tasks=10, first_task_classes=0))
   return {name: count * a_step[name] for name, count in steps_of(config).items()}
 
 

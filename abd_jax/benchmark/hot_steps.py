@@ -48,21 +48,20 @@ def hot_steps(config, tasks, programs, student, generator, images, labels):
   """{name: `Hot`} on a task's images and labels, of states or their shapes."""
   method, teacher = METHODS[config.method], states.TeacherState(student.params, student.batch_stats)
   rows = np.tile(np.arange(config.optimisation.batch_size, dtype=np.int32), (programs.learn_steps, 1))
-  past = tasks.classes_per_task
   rate = config.optimisation.learning_rate
   place = lambda task, address, step: np.array([config.seed, task, address, step], np.int32)
 
-  def learn(task, phase, teacher, generator, past):
+  def learn(task, phase, teacher, generator):
     others = lambda step: (
-        place(task, Address.LEARN, step), programs.learn_steps, teacher, generator, images, labels, rows, past,
-        past + tasks.classes_per_task, rate, None,
+        place(task, Address.LEARN, step), programs.learn_steps, teacher, generator, images, labels, rows,
+        tasks.past(task), tasks.seen(task), rate, None,
     )
     return Hot(programs.learn[phase], programs.learn_steps, student, others)
 
-  invert = lambda step: (place(1, Address.INVERSION, step), programs.invert_steps, teacher, past)
+  invert = lambda step: (place(1, Address.INVERSION, step), programs.invert_steps, teacher, tasks.past(1))
   return {
-      'first': learn(0, method.first[0], None, None, 0),
-      'abd': learn(1, method.later[0], teacher, generator, past),
+      'first': learn(0, method.first[0], None, None),
+      'abd': learn(1, method.later[0], teacher, generator),
       'generator': Hot(programs.invert, programs.invert_steps, generator, invert),
   }
 

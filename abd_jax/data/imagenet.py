@@ -14,13 +14,6 @@ _TINY_SIZE = 64
 IMAGENET_SIZE = 224
 
 
-def imagenet_order(num_classes):
-  """The order in which ImageNet's classes are met: NumPy's shuffle of seed 1993, over classes sorted by wnid."""
-  order = np.arange(num_classes)
-  np.random.RandomState(1993).shuffle(order)
-  return tuple(order.tolist())
-
-
 def _files(folder):
   """The images of a folder by name, hidden files passed over."""
   names = (entry.name for entry in os.scandir(folder) if not entry.name.startswith('.') and entry.is_file())

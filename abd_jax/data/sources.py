@@ -9,6 +9,7 @@ import numpy as np
 from abd_jax import npz
 from abd_jax.data import imagenet
 from abd_jax.data.photographs import Photographs
+from abd_jax.data.tasks import order_of_1993
 from abd_jax.errors import UserError
 from abd_jax.written import check_lines, path_of
 
@@ -94,7 +95,7 @@ def load(name, data_dir='~/data', verify_checksum=True):
     return Dataset(name, **arrays, mean=TINY_IMAGENET_MEAN, std=TINY_IMAGENET_STD)
   if name == 'imagenet':
     arrays = imagenet.read_imagenet(data_dir)
-    order = imagenet.imagenet_order(len(arrays['class_names']))
+    order = order_of_1993(len(arrays['class_names']))
     return Dataset(name, **arrays, mean=IMAGENET_MEAN, std=IMAGENET_STD, class_order=order)
   if name.startswith('npz:'):
     path = path_of(name.removeprefix('npz:'), '--dataset=npz:')

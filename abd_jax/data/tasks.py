@@ -1,5 +1,6 @@
 """A data set as a sequence of tasks: class order, split, image size."""
 
+import itertools
 import random
 
 import numpy as np
@@ -13,6 +14,29 @@ def class_order(num_classes, seed):
   order = list(range(num_classes))
   random.Random(seed).shuffle(order)
   return order
+
+
+def order_of_1993(num_classes):
+  """NumPy's shuffle of seed 1993, in which iCaRL's successors meet their classes."""
+  order = np.arange(num_classes)
+  np.random.RandomState(1993).shuffle(order)
+  return tuple(order.tolist())
+
+
+def task_sizes(num_classes, num_tasks, first_task_classes=0):
+  """How many classes each task has: the same number, or after a first task of another size the same number each.
+
+  Raises:
+    UserError: they cannot be split so.
+  """
+  first = (first_task_classes,) if first_task_classes else ()
+  evenly = num_tasks - len(first)
+  each = (num_classes - sum(first)) // evenly if evenly else 0
+  sizes = first + (each,) * evenly
+  if min(sizes) < 1 or sum(sizes) != num_classes:
+    after = f' after a first of --first_task_classes={first_task_classes}' if first else ''
+    raise UserError(f'{num_classes} classes cannot be split evenly over --num_tasks={num_tasks}{after}.')
+  return sizes
 
 
 def area_average(images_NHWC, size):
@@ -35,17 +59,28 @@ def area_average(images_NHWC, size):
   return resized
 
 
+# By what --class_order says.
+_ORDERS = {
+    'auto': lambda dataset, seed: dataset.class_order or class_order(dataset.num_classes, seed),
+    'seed': lambda dataset, seed: class_order(dataset.num_classes, seed),
+    'numpy1993': lambda dataset, seed: order_of_1993(dataset.num_classes),
+    'labels': lambda dataset, seed: range(dataset.num_classes),
+}
+
+
 class TaskSequence:
-  """The tasks of one run. Labels are positions in the class order: task n has classes n * k to (n + 1) * k - 1.
+  """The tasks of one run. Labels are positions in the class order: task n has classes `past(n)` to `seen(n)` - 1.
 
   Attributes:
     order: the data set's label of each class position.
-    num_tasks, classes_per_task, num_classes, image_shape: sizes.
+    num_tasks, num_classes, image_shape: sizes.
     task_of_class: the task of each class position.
   """
 
-  def __init__(self, dataset, num_tasks, *, num_classes=0, seed=0, image_size=0):
-    """Splits `dataset`.
+  def __init__(
+      self, dataset, num_tasks, *, num_classes=0, first_task_classes=0, class_order='auto', seed=0, image_size=0
+  ):
+    """Splits `dataset`; what the arguments mean is said where the flags of their names are defined.
 
     Raises:
       UserError: the classes cannot be split so, or images are to be enlarged.
@@ -53,25 +88,25 @@ class TaskSequence:
     total = num_classes or dataset.num_classes
     if total > dataset.num_classes:
       raise UserError(f'--num_classes={total} is more than the {dataset.num_classes} classes of {dataset.name}.')
-    if total % num_tasks:
-      raise UserError(f'{total} classes cannot be split evenly over --num_tasks={num_tasks}.')
+    sizes = task_sizes(total, num_tasks, first_task_classes)
     height, width, channels = dataset.image_shape
     if image_size > min(height, width):
       raise UserError(f'--image_size={image_size} is larger than the {height}x{width} images of {dataset.name}.')
     self._dataset = dataset
     self._image_size = image_size
-    self.order = list(dataset.class_order or class_order(dataset.num_classes, seed))[:total]
+    self.order = list(_ORDERS[class_order](dataset, seed))[:total]
     self.num_tasks = num_tasks
     self.num_classes = total
-    self.classes_per_task = total // num_tasks
-    self.task_of_class = tuple(k // self.classes_per_task for k in range(total))
+    self.task_of_class = tuple(task for task, size in enumerate(sizes) for _ in range(size))
+    self._edges = tuple(itertools.accumulate(sizes, initial=0))
     self.image_shape = (image_size, image_size, channels) if image_size else (height, width, channels)
 
   @classmethod
   def of(cls, config, dataset):
     """The tasks of a `config.Config`'s run; raises as above."""
     return cls(
-        dataset, config.num_tasks, num_classes=config.num_classes, seed=config.seed, image_size=config.image_size
+        dataset, config.num_tasks, num_classes=config.num_classes, first_task_classes=config.first_task_classes,
+        class_order=config.class_order, seed=config.seed, image_size=config.image_size,
     )
 
   def _rows_of(self, split, classes):
@@ -92,18 +127,18 @@ class TaskSequence:
 
   def classes(self, task):
     """The class positions of task number `task`, counted from 0."""
-    return list(range(task * self.classes_per_task, (task + 1) * self.classes_per_task))
+    return list(range(self.past(task), self.seen(task)))
 
   def past(self, task):
     """How many classes the tasks before this one have."""
-    return task * self.classes_per_task
+    return self._edges[task]
 
   def seen(self, task):
     """How many classes the tasks up to this one have."""
-    return (task + 1) * self.classes_per_task
+    return self._edges[task + 1]
 
   def _training_classes(self, task, cumulative):
-    return list(range(self.classes(task)[-1] + 1)) if cumulative else self.classes(task)
+    return list(range(self.seen(task))) if cumulative else self.classes(task)
 
   def train(self, task, *, cumulative=False):
     """(u8[M, H, W, C], i32[M]) training images of a task, or of all tasks up to it."""
@@ -119,7 +154,7 @@ class TaskSequence:
 
   def _sizes(self, split):
     counts = np.bincount(getattr(self._dataset, f'{split}_labels'), minlength=self._dataset.num_classes)
-    return counts[self.order].reshape(self.num_tasks, -1).sum(axis=1)
+    return np.add.reduceat(counts[self.order], self._edges[:-1])
 
   def train_sizes(self, *, cumulative=False):
     """How many training images each task comes with."""
@@ -132,7 +167,8 @@ class TaskSequence:
   def largest_train_size(self, *, cumulative=False):
     """The most training images that a task can come with, whatever the class order: one shape for all seeds."""
     counts = np.sort(np.bincount(self._dataset.train_labels, minlength=self._dataset.num_classes))
-    return int(counts[-(self.num_classes if cumulative else self.classes_per_task) :].sum())
+    most = self.num_classes if cumulative else max(len(self.classes(task)) for task in range(self.num_tasks))
+    return int(counts[-most:].sum())
 
 
 class OneTask:

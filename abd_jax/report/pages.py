@@ -7,6 +7,7 @@ import base64
 import dataclasses
 import functools
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -182,7 +183,7 @@ def _run(run, name):
   times = _times([results.seconds])
   return {
       'name': name,
-      'setting': f'{len(results.class_order)} classes in {results.num_tasks} tasks, {results.student}'
+      'setting': f'{tables.split_of(results)}, {results.student}'
       + (f', top-{results.top_k} accuracy' if results.top_k > 1 else ''),
       'learned': learned,
       'num_tasks': results.num_tasks,
@@ -233,8 +234,8 @@ def _accuracy_of(results):
 def _classes_by_task(results):
   """The names of each task's classes, as texts."""
   names = results.class_names or list(map(str, results.class_order))
-  each = len(names) // results.num_tasks
-  return [', '.join(names[n * each : (n + 1) * each]) for n in range(results.num_tasks)]
+  ends = itertools.accumulate(results.task_sizes, initial=0)
+  return [', '.join(names[start:end]) for start, end in itertools.pairwise(ends)]
 
 
 def _curves(lines):

@@ -116,8 +116,7 @@ class Table:
   """Rows of one benchmark."""
 
   dataset: str
-  num_classes: int
-  num_tasks: int
+  task_sizes: tuple[int, ...]
   student: str
   top_k: int
   learned: int
@@ -126,8 +125,8 @@ class Table:
   def setting(self):
     """What follows the data set's name in the head."""
     top_k = '' if self.top_k == 1 else f', top-{self.top_k}'
-    part = '' if self.learned == self.num_tasks else f', stopped after task {self.learned}'
-    return f'{self.num_classes} classes in {self.num_tasks} tasks, {self.student}{top_k}{part}'
+    part = '' if self.learned == len(self.task_sizes) else f', stopped after task {self.learned}'
+    return f'{split_of(self)}, {self.student}{top_k}{part}'
 
   def columns(self, metrics):
     """[(metric's name, whether its published neighbour)]: those of `metrics` that any row has something in."""
@@ -141,6 +140,13 @@ class Table:
 # From runs to tables.
 
 
+def split_of(sized):
+  """The split of a `Table` or of `Results`, as text."""
+  first, *later = sized.task_sizes
+  text = f'{first + sum(later)} classes in {1 + len(later)} tasks'
+  return text if first in later or not later else f'{text}, the first of {first}'
+
+
 def collate(all_results):
   """The `Table`s of runs, a benchmark each, in the order first met.
 
@@ -149,13 +155,13 @@ def collate(all_results):
   """
   benchmarks = {}
   for r in all_results:
-    key = (r.dataset, len(r.class_order), r.num_tasks, r.student, r.top_k, len(r.accuracy_after_task))
+    key = (r.dataset, r.task_sizes, r.student, r.top_k, len(r.accuracy_after_task))
     benchmarks.setdefault(key, []).append(r)
   return [Table(*key, rows=_rows(runs)) for key, runs in benchmarks.items()]
 
 
 def _rows(runs):
-  apart = config_lib.incidental_flags() | {'seed'}
+  apart = config_lib.incidental_flags() | {'seed', 'first_task_classes'}
   grouped = {}
   for r in runs:
     told = {name: value for name, value in r.config.items() if name not in apart | _idle(r.method)}
@@ -243,13 +249,15 @@ def _replay(method):
 def _benchmark_of(r):
   """The `Benchmark` of a whole run, None where the literature has no figures of it."""
   benchmark = Benchmark(r.dataset, len(r.class_order), r.num_tasks, r.student, r.config['epochs'], r.top_k)
-  whole = r.config['image_size'] == 0 and len(r.accuracy_after_task) == r.num_tasks
+  evenly = len(set(r.task_sizes)) == 1
+  whole = r.config['image_size'] == 0 and evenly and len(r.accuracy_after_task) == r.num_tasks
   return benchmark if whole and benchmark in FIGURES else None
 
 
 def _is_as_published(r, benchmark):
   """Whether a run had the flags of the published ones, those apart that say nothing to its method."""
-  apart = config_lib.incidental_flags() | {'method', 'seed', 'precision', 'num_classes'} | _idle(r.method)
+  apart = config_lib.incidental_flags() | {'method', 'seed', 'precision', 'num_classes', 'first_task_classes'}
+  apart |= _idle(r.method)
   apart |= {field.name for field in dataclasses.fields(Benchmark)}
   return all(
       r.config[name] in FLAGS[benchmark].get(name, (default,))
@@ -340,8 +348,8 @@ def latex(tables, metrics=SHORT):
 def to_csv(tables, metrics=tuple(METRICS)):
   """The tables as one CSV: for each metric its mean, population standard deviation, seeds, and the published figure."""
   fields = [
-      'dataset', 'num_classes', 'num_tasks', 'student', 'top_k', 'tasks_learned', 'method', 'switches', 'replay',
-      'seeds',
+      'dataset', 'num_classes', 'num_tasks', 'first_task_classes', 'student', 'top_k', 'tasks_learned', 'method',
+      'switches', 'replay', 'seeds',
   ]
   for name in metrics:
     fields += [f'{name}_mean', f'{name}_std', f'{name}_seeds']
@@ -352,7 +360,8 @@ def to_csv(tables, metrics=tuple(METRICS)):
   for table in tables:
     for row in table.rows:
       line = {
-          'dataset': table.dataset, 'num_classes': table.num_classes, 'num_tasks': table.num_tasks,
+          'dataset': table.dataset, 'num_classes': sum(table.task_sizes), 'num_tasks': len(table.task_sizes),
+          'first_task_classes': table.task_sizes[0],
           'student': table.student, 'top_k': table.top_k, 'tasks_learned': table.learned, 'method': row.method,
           'switches': row.switches, 'replay': row.replay, 'seeds': ' '.join(map(str, row.seeds)),
       }

@@ -66,7 +66,7 @@ def stored(config, dataset, tasks):
   """
   setting = _setting(dataset.name, tasks.order, config_lib.as_dict(config))
   last = config.stop_after_task or config.num_tasks
-  classes_seen = [tasks.classes_per_task * (n + 1) for n in range(last)]
+  classes_seen = [tasks.seen(task) for task in range(last)]
   if config.upper_bound:
     path = config.upper_bound.replace('{seed}', str(config.seed))
     bound = Results.load(path)
