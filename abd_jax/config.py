@@ -252,7 +252,8 @@ def differing_flag(config, other):
 
 def _check_choice(name, value, choices):
   if value not in choices:
-    raise UserError(f'--{name}={value} is not one of {", ".join(choices)}.')
+    more = '; --plugin=FILE brings your own' if choices is METHODS or choices is STUDENTS else ''
+    raise UserError(f'--{name}={value} is not one of {", ".join(choices)}{more}.')
 
 
 def _check(leaf):

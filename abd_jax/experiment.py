@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from abd_jax import config as config_lib
-from abd_jax import flagfiles, lockstep, processes, train
+from abd_jax import flagfiles, lockstep, plugins, processes, train
 from abd_jax.config import Config
 from abd_jax.data import load
 from abd_jax.errors import UserError
@@ -43,14 +43,23 @@ def runs_of(config):
 def start(define, do):
   """Parses the command line with the flags that `define()` defines; calls `do` with the arguments that are no flags.
 
+  Every script has --plugin besides, whose files are run before the values of flags are looked at.
+
   Exit status 2 after a sentence for what the user can mend, 75 when told to stop and resumable, 130 after Ctrl-C.
   """
 
   def parse(arguments):
+    flags.DEFINE_multi_string(
+        'plugin', [], 'a Python file that registers methods or networks of your own; may be repeated',
+        module_name=sys.argv[0],
+    )
     define()
     try:
       flagfiles.check(arguments[1:])
-      return flags.FLAGS(arguments)
+      rest = flags.FLAGS(arguments)
+      for path in flags.FLAGS.plugin:
+        plugins.load(path)
+      return rest
     except (flags.Error, UserError) as error:
       _refuse(error)
 

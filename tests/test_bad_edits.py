@@ -199,7 +199,7 @@ MODELS = {
     ),
     'an unknown student': (
         lambda where, said: {'config': said['config'] | {'student': 'vgg'}},
-        f' {DESCRIBED}--student=vgg is not one of {", ".join(STUDENTS)}.',
+        f' {DESCRIBED}--student=vgg is not one of {", ".join(STUDENTS)}; --plugin=FILE brings your own.',
     ),
     'another student': (
         lambda where, said: {'config': said['config'] | {'student': 'resnet20'}},

@@ -56,7 +56,7 @@ def assert_is(said, sentence):
     (['--checkpoint_seconds=-inf'], '--checkpoint_seconds=-inf must be a finite number.'),
     (['--kd_temperature=1e999'], '--kd_temperature=inf must be a finite number.'),
     (['--generator=large'], '--generator=large is not one of auto, cifar, tiny, imagenet.'),
-    (['--method='], f'--method= is not one of {", ".join(METHODS)}.'),
+    (['--method='], f'--method= is not one of {", ".join(METHODS)}; --plugin=FILE brings your own.'),
     # Contradictions.
     (['--method=abd,base,abd'], '--method=abd,base,abd names a method twice.'),
     (['--stop_after_task=3', '--num_tasks=2'], '--stop_after_task=3 is more than --num_tasks=2.'),
@@ -222,7 +222,7 @@ def test_the_prompt_says_the_sentence_alone_and_ends_with_status_2(tmp_path):
     (digits, '--epochs=many'): "flag --epochs=many: …",
     (digits, '--epoch_count=3'): "Unknown command line flag 'epoch_count'",
     (digits, 'epochs=3'): 'Unexpected argument epochs=3: flags are written --name=value.',
-    (digits, '--method=abc'): f'--method=abc is not one of {", ".join(METHODS)}.',
+    (digits, '--method=abc'): f'--method=abc is not one of {", ".join(METHODS)}; --plugin=FILE brings your own.',
     (digits, '--num_tasks=3'): '10 classes cannot be split evenly over --num_tasks=3.',
     (digits, '--batch_size=1000'): '--batch_size=1000 is larger than task …',
     (digits, '--dataset=npz:nowhere.npz'): 'There is no file nowhere.npz.',

@@ -99,9 +99,9 @@ def test_what_makes_another_run_and_what_does_not():
 
 
 @pytest.mark.parametrize('argument, sentence', [
-    ('--method=abc', f'--method=abc is not one of {", ".join(METHODS)}.'),
-    ('--method=abd,abc', f'--method=abc is not one of {", ".join(METHODS)}.'),
-    ('--student=resnet9', f'--student=resnet9 is not one of {", ".join(STUDENTS)}.'),
+    ('--method=abc', f'--method=abc is not one of {", ".join(METHODS)}; --plugin=FILE brings your own.'),
+    ('--method=abd,abc', f'--method=abc is not one of {", ".join(METHODS)}; --plugin=FILE brings your own.'),
+    ('--student=resnet9', f'--student=resnet9 is not one of {", ".join(STUDENTS)}; --plugin=FILE brings your own.'),
     ('--epochs=0', '--epochs=0 must be at least 1.'),
     ('--learning_rate=0', '--learning_rate=0.0 must be above 0.'),
     ('--learning_rate=nan', '--learning_rate=nan must be a finite number.'),

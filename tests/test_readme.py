@@ -1,5 +1,6 @@
 """What the documents show is what is there."""
 
+import builtins
 import json
 import re
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from abd_jax import methods
+from abd_jax import methods, plugins
 from abd_jax.errors import UserError
 from abd_jax.methods.interface import Method, Phase
 from abd_jax.report import command as report
@@ -43,24 +44,64 @@ def test_every_module_has_its_place_in_what_is_said_of_the_build():
   assert set(re.findall(r'`([a-z_]+(?:\.py|/))`', said)) - {'abd.py', 'templates/'} == modules | packages
 
 
-def test_its_method_runs_from_outside_the_package(tmp_path):
+@pytest.fixture(scope='module')
+def with_its_method(tmp_path_factory):
+  """A function that runs a command with the method of the README as a plugin: (arguments) -> what it printed."""
   program = shown('method').removeprefix('```python\n').split('```')[0]
   assert len(program.splitlines()) < 100
-  script = tmp_path / 'logit_matching.py'
-  script.write_text(program)
-  process = subprocess.run(
-      [
-          sys.executable, script, '--flagfile=experiments/flags/digits.flags', '--method=logit_matching', '--seeds=0',
-          f'--workdir={tmp_path / "runs"}', '--num_classes=4', '--num_tasks=2', '--epochs=1', '--decay_at=',
-          '--inversion_steps=2',
-      ],
-      cwd=ROOT, capture_output=True, text=True, timeout=300,
-  )
-  assert process.returncode == 0, process.stderr
-  assert '| logit_matching | synthetic | 0 |' in process.stdout
-  results = Results.load(tmp_path / 'runs' / 'logit_matching' / 'seed0')
+  plugin = tmp_path_factory.mktemp('plugin') / 'logit_matching.py'
+  plugin.write_text(program)
+
+  def run(*command):
+    command = [sys.executable, *map(str, command), f'--plugin={plugin}']
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+  return run
+
+
+_SHORT = ('--num_classes=4', '--epochs=1', '--decay_at=', '--inversion_steps=2')
+
+
+def test_its_method_runs_from_outside_the_package_and_is_diagnosed(with_its_method, tmp_path):
+  flags = '--method=logit_matching', '--seeds=0', '--num_tasks=2', f'--workdir={tmp_path}', *_SHORT
+  assert '| logit_matching | synthetic | 0 |' in with_its_method('experiments/digits.py', *flags)
+  run = tmp_path / 'logit_matching' / 'seed0'
+  results = Results.load(run)
   assert results.method == 'logit_matching' and len(results.accuracy_after_task) == 2
-  assert (tmp_path / 'runs' / 'logit_matching' / 'seed0' / 'synthetic_task2.png').exists()
+  assert (run / 'synthetic_task2.png').exists()
+  assert 'MID real_old to real_new' in with_its_method('-m', 'abd_jax.diagnose', '--images=20', tmp_path)
+  assert (run / 'diagnostics.json').exists()
+
+
+def test_its_methods_hyperparameters_are_swept(with_its_method, tmp_path):
+  flags = '--flagfile=experiments/flags/digits.flags', '--method=logit_matching', f'--workdir={tmp_path}', *_SHORT
+  grid = '--num_tasks=4', '--folds=2', '--hyperparameters=', '--grid=distillation_weight=0.1,1'
+  table = with_its_method('experiments/sweep.py', *flags, *grid)
+  assert table.count('| distillation_weight | ') == 2
+
+
+def test_a_plugin_that_is_none_is_refused(tmp_path):
+  (tmp_path / 'json.py').touch()
+  for path, sentence in (
+      (tmp_path / 'mine.py', 'mine.py is no Python file: it is to be one that registers methods of your own.'),
+      (tmp_path / 'json.py', 'json.py: Python has a module json already; give the file another name.'),
+      (ROOT / 'README.md', 'README.md is no Python file: it is to be one that registers methods of your own.'),
+  ):
+    with pytest.raises(UserError) as refusal:
+      plugins.load(path)
+    assert str(refusal.value).startswith(f'--plugin={path.parent}') and str(refusal.value).endswith(sentence)
+
+
+def test_a_plugin_is_run_once(tmp_path, monkeypatch):
+  plugin = tmp_path / 'a_plugin_of_tests.py'
+  plugin.write_text('import builtins\nbuiltins.runs_of_plugin = getattr(builtins, "runs_of_plugin", 0) + 1\n')
+  monkeypatch.setattr(builtins, 'runs_of_plugin', 0, raising=False)
+  for path in (plugin, str(plugin), tmp_path / '.' / plugin.name):
+    plugins.load(path)
+  assert builtins.runs_of_plugin == 1
+  del sys.modules[plugin.stem]
 
 
 def test_a_method_registered_again_is_replaced_and_the_packages_own_are_not(monkeypatch):
