@@ -80,7 +80,8 @@ def start(define, do):
       sys.exit(1)
     except KeyboardInterrupt:
       print('Interrupted. A run goes on from its last checkpoint when its command is given again.', file=sys.stderr)
-      sys.exit(130)
+      sys.stdout.flush()
+      os._exit(130)  # not after what threads are still compiling
 
   app.run(main, flags_parser=parse)
 

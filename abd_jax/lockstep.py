@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import threading
 from concurrent import futures
 
@@ -80,6 +81,17 @@ class _Wish:
   error: Exception | None = None
 
 
+class _Shared:
+  """A step as a run of several knows it."""
+
+  def __init__(self, lockstep, step):
+    self.compile_ahead = functools.partial(lockstep.compile_ahead, step)
+    self._ask = functools.partial(lockstep.ask, step)
+
+  def __call__(self, *args):
+    return self._ask(*args)
+
+
 class Lockstep:
   """Where the threads of several runs meet.
 
@@ -107,12 +119,16 @@ class Lockstep:
 
   def _shared(self, step):
     self._several[step] = step.of_several(self._count)
+    return _Shared(self, step)
 
-    def ask(state, place, *others):
-      shapes = tuple(map(np.shape, jax.tree.leaves(others)))  # a seed's smallest class may make a smaller batch
-      return self._ask(_Wish(step, (state, place, *others), list(place[1:]), shapes))
+  def compile_ahead(self, step, threads, *args):
+    """As the step's own, for all runs as one."""
+    return self._several[step].compile_ahead(threads, *((arg,) * self._count for arg in args))
 
-    return ask
+  def ask(self, step, state, place, *others):
+    """What becomes of a run's step, once the others have come to it."""
+    shapes = tuple(map(np.shape, jax.tree.leaves(others)))  # a seed's smallest class may make a smaller batch
+    return self._ask(_Wish(step, (state, place, *others), list(place[1:]), shapes))
 
   @contextlib.contextmanager
   def taking_part(self):

@@ -6,6 +6,8 @@ import ctypes
 import functools
 import inspect
 import threading
+import time
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 _AXIS = 'data'
 _of_thread = threading.local()
 _compiling = False
+_asking = threading.Lock()
 _others = contextvars.ContextVar[tuple[jax.Device, ...]]('others', default=())
 
 
@@ -133,21 +136,30 @@ def shapes(tree):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_everywhere()), tree)
 
 
+def _wait(begun):
+  """Waits for a compilation in another thread, as for one in this."""
+  since = time.perf_counter()
+  futures.wait([begun])
+  _of_thread.compile_seconds = compile_seconds() + time.perf_counter() - since
+
+
 class CompiledStep:
   """A compiled step that counts its own traces: one a run, thanks to masks in the place of slices."""
 
-  def __init__(self, step, *, donate=(), axis=None):
+  def __init__(self, step, *, donate=(), axis=None, runs_once=False):
     @functools.wraps(step)
     def traced(*args):
       self.traces += 1
       return step(*args)
 
     self.traces = 0
+    self._ahead, self._called = None, False
     self._step, self._settings = step, {'donate': donate, 'axis': axis}
     self._several = {}
     if axis is None:
       self.jitted = jax.jit(
-          traced, donate_argnums=donate, out_shardings=_everywhere(), compiler_options=compiler_options()
+          traced, donate_argnums=donate, out_shardings=_everywhere(),
+          compiler_options=compiler_options(runs_once=runs_once),
       )
     else:
       # Every device is given everything and takes its own rows; what comes of it is the same on all of them. pmap wants
@@ -161,14 +173,45 @@ class CompiledStep:
   def __call__(self, *args):
     global _compiling
     traces = self.traces
-    _compiling = traces == 0
+    begun = self._begun_ahead()
+    _compiling = not self._called
+    self._called = True
     try:
+      if begun:
+        _wait(begun)
       result = self.jitted(*args)
     finally:
       _compiling = False
     if self.traces > traces:
       return_freed_memory()
     return result
+
+  def shapes(self, *args):
+    """The shapes of what the step would give, which is neither compiled nor called."""
+    return jax.eval_shape(self.jitted, *args)
+
+  def compile_ahead(self, threads, *args):
+    """Has the step compiled by one of `threads` for arguments of the shapes of these, unless it is already.
+
+    Returns:
+      A future of its trace, or None.
+    """
+    with _asking:
+      if self._called or (self._ahead and not self._ahead.cancelled()):
+        return None
+      self._ahead = threads.submit(self._compile, args)
+      return self._ahead
+
+  def _compile(self, args):
+    traced = self.jitted.trace(*args)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # out of memory, beside the steps of others: the call retries
+      traced.lower().compile()
+    return_freed_memory()
+
+  def _begun_ahead(self):
+    """The future of a thread that is at the step; None where the call is to compile it, or needs not."""
+    waits = self._ahead and not self._ahead.cancel() and not self._ahead.done()
+    return self._ahead if waits else None
 
   def of_several(self, count):
     """The same step of `count` runs as one program.
@@ -190,8 +233,8 @@ class CompiledStep:
 
 
 def compile_once(function):
-  """A function that runs once a task or so, as one program that is quickly made; its result is on all devices."""
-  return jax.jit(function, out_shardings=_everywhere(), compiler_options=compiler_options(runs_once=True))
+  """A function that runs once a task or so, as a `CompiledStep` that is quickly made."""
+  return CompiledStep(function, runs_once=True)
 
 
 def compile_step(step, *, donate=(), axis=None):

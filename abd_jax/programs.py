@@ -6,7 +6,6 @@ A program is cached by what it depends on, so that runs of several seeds and met
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -61,12 +60,12 @@ class Programs:
   """
 
   networks: Networks
-  init_student: Callable
-  init_generator: Callable | None
-  renew: Callable | None
-  begin_epoch: Callable | None
-  restart: Callable
-  freeze: Callable
+  init_student: CompiledStep
+  init_generator: CompiledStep | None
+  renew: CompiledStep | None
+  begin_epoch: CompiledStep | None
+  restart: CompiledStep
+  freeze: CompiledStep
   learn: dict[Phase, CompiledStep]
   invert: CompiledStep | None
   preview: CompiledStep | None
@@ -150,9 +149,15 @@ def clear():
     build.cache_clear()
 
 
+def eval_batch(image_shape):
+  """How many images of (H, W, C) an evaluation looks at at once."""
+  height, width, _ = image_shape
+  return _LARGE_EVAL_BATCH if height * width > _LARGE_PIXELS else EVAL_BATCH
+
+
 def in_batches(program, variables, images, size=None):
   """f32[M, ...]: what `evaluate` or `features` says of u8[M, H, W, C], in batches of one size, the last padded."""
-  size = size or (_LARGE_EVAL_BATCH if images.shape[1] * images.shape[2] > _LARGE_PIXELS else EVAL_BATCH)
+  size = size or eval_batch(images.shape[1:])
   found = []
   for start in range(0, len(images), size):
     part = np.asarray(images[start : start + size])

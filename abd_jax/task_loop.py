@@ -2,14 +2,15 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import time
 
 import jax
 import numpy as np
 
+from abd_jax import ahead, processes, states
 from abd_jax import metrics as metrics_lib
-from abd_jax import processes, states
 from abd_jax import results as results_lib
 from abd_jax.addresses import Address
 from abd_jax.calls import Call, check_finite, means
@@ -53,15 +54,19 @@ class Run:
     last = self._config.stop_after_task or self._config.num_tasks
     if self._record.task >= last and processes.tell((self._workdir / 'results.json').exists()):
       return results_lib.Results.load(self._workdir) if processes.is_first() else self._results()
-    while self._record.task < last:
-      task = self._record.task
-      self._learn_task(task)
-      self._evaluate(task)
-      self._teacher = None
-      if self._config.inversion.generator_init == 'fresh' or self._config.inversion.inversion == 'images':
-        self._generator = None  # images above all: they are the task's alone
-      if processes.is_first():
-        pages.save_run(self._workdir, self._results(), self._progress.say)
+    calls = itertools.chain(
+        self._calls_to_learn(range(self._record.task, last)), ahead.to_evaluate(self._tasks, self._programs)
+    )
+    with ahead.Ahead(self._config, calls) as self._ahead:
+      while self._record.task < last:
+        task = self._record.task
+        self._learn_task(task)
+        self._evaluate(task)
+        self._teacher = None
+        if self._config.inversion.generator_init == 'fresh' or self._config.inversion.inversion == 'images':
+          self._generator = None  # images above all: they are the task's alone
+        if processes.is_first():
+          pages.save_run(self._workdir, self._results(), self._progress.say)
     self._save()
     self._checkpoints.wait()
     results = self._results()
@@ -73,8 +78,12 @@ class Run:
     self._record.task = task
     self._student = student and put(jax.tree.map(np.array, student))  # a copy: a step takes its memory
     self._restore()
-    self._learn_task(task)
+    with ahead.Ahead(self._config, self._calls_to_learn([task])) as self._ahead:
+      self._learn_task(task)
     return self._student
+
+  def _calls_to_learn(self, numbers):
+    return ahead.to_learn(self._config, self._dataset, self._tasks, self._programs, numbers)
 
   def _learn_task(self, task):
     """All phases of a task, from where the record stands; taken back where that went astray, if the run may."""
@@ -250,6 +259,7 @@ class Run:
           steps = sum(call.count for call in recent)
           self._log.write(record.place, task=task + 1, phase=name, epoch=epoch, steps=steps, **figures)
           self._progress.epoch(record.step, figures)
+          self._ahead.check()
           recent = []
         # Asked of all processes at once: each has a clock of its own, and to save they all meet.
         if processes.on_any(self._stop.received or self._checkpoints.due):
@@ -343,11 +353,11 @@ class Run:
       AnotherRun: it is of a run on other data.
     """
     place = self._place(0, 0)
-    shapes = {'student': jax.eval_shape(self._programs.init_student, place)}
+    shapes = {'student': self._programs.init_student.shapes(place)}
     shapes['teacher'] = shapes['before'] = states.TeacherState(shapes['student'].params, shapes['student'].batch_stats)
     shapes['coreset'] = self._coreset
     if self._method.dreams:
-      shapes['generator'] = jax.eval_shape(self._programs.init_generator, place)
+      shapes['generator'] = self._programs.init_generator.shapes(place)
     ours = self._record.data
 
     def like(record):

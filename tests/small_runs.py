@@ -41,6 +41,12 @@ class StopAfter(StopSignal):
     pass
 
 
+def as_step(function):
+  """The function as a step that no thread compiles ahead."""
+  function.compile_ahead = lambda *args: None
+  return function
+
+
 def final_states(workdir):
   """The arrays of a finished run's last checkpoint, by path."""
   whole = [path for path in (workdir / 'checkpoints').iterdir() if path.name.isdecimal()]  # not what was being written

@@ -19,7 +19,7 @@ from abd_jax.methods import METHODS
 from abd_jax.models.convolution import conv_general_dilated
 from abd_jax.parallel import CompiledStep, compile_seconds, compile_step, put
 from abd_jax.stopping import Preempted, StopSignal
-from tests.small_runs import TINY, final_states
+from tests.small_runs import TINY, as_step, final_states
 
 SHORT = with_values(TINY, dict(num_classes=4, num_tasks=2, seeds=(0, 1)))
 
@@ -52,7 +52,7 @@ def one_by_one(monkeypatch):
       assert {len(of_all) for of_all in arguments} == {count}
       return tuple(self(*its) for its in zip(*arguments, strict=True))
 
-    return together
+    return as_step(together)
 
   monkeypatch.setattr(CompiledStep, 'of_several', of_several)
 

@@ -22,7 +22,7 @@ from abd_jax.methods.interface import Rows, Schedule, Shapes, View
 from abd_jax.models import make_student
 from abd_jax.models.vae import VAE
 from abd_jax.stopping import Preempted
-from tests.small_runs import StopAfter, final_states
+from tests.small_runs import StopAfter, as_step, final_states
 from tests.test_steps import FEATURES, view_of
 
 HPARAMS = config.Hyperparameters()
@@ -364,7 +364,7 @@ def test_labels_are_counted_epoch_by_epoch_however_many_steps_a_call_makes(small
   def watched(*args):
     found = build(*args)
     learn = {
-        phase: lambda *args, phase=phase: did.append((phase.name, args[10])) or found.learn[phase](*args)
+        phase: as_step(lambda *args, phase=phase: did.append((phase.name, args[10])) or found.learn[phase](*args))
         for phase in found.learn
     }
     restart = lambda student: did.append('restart') or found.restart(student)

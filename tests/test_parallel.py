@@ -96,7 +96,7 @@ def test_every_step_is_lowered_for_accelerators(platform):
   digits = data.load('digits')
   tasks = train.tasks_for(settings, digits)
   compiled, place = programs.programs_for(settings, tasks, digits), np.zeros(4, np.int32)
-  student, generator = jax.eval_shape(compiled.init_student, place), jax.eval_shape(compiled.init_generator, place)
+  student, generator = compiled.init_student.shapes(place), compiled.init_generator.shapes(place)
   teacher = states.TeacherState(student.params, student.batch_stats)
   images, labels = tasks.train(0)
   rows = np.zeros((4, 32), np.int32)

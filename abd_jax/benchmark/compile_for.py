@@ -75,7 +75,7 @@ def run(config, topology, count=None):
 
 def _hot_steps(config):
   (tasks, built), place = prepared(config), np.zeros(4, np.int32)
-  states = (jax.eval_shape(init, place) for init in (built.init_student, built.init_generator))
+  states = (init.shapes(place) for init in (built.init_student, built.init_generator))
   return hot_steps(config, tasks, built, *shapes((*states, *tasks.train(1))))
 
 

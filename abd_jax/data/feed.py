@@ -1,10 +1,11 @@
 """The real images of a learning phase, call by call: a whole task's on the device, or batches decoded ahead of it."""
 
+import jax
 import numpy as np
 
 from abd_jax.addresses import epoch_order
 from abd_jax.data.photographs import Photographs
-from abd_jax.parallel import put
+from abd_jax.parallel import put, shapes
 
 # Batches that are decoded before they are asked for. Memory holds these, those of a call and those on the device.
 AHEAD = 2
@@ -77,6 +78,15 @@ class Streamed:
       decoded, labels[part] = self._begun.pop(step + i)
       images[part] = decoded()
     return images, labels, np.arange(length * batch_size, dtype=np.int32).reshape(self._shape)
+
+
+def shapes_of_call(streamed, capacity, image_shape, batch_size, steps_per_call):
+  """The shapes of what `at` gives, of `Streamed` or of `Held`."""
+  per_call = steps_per_call * batch_size
+  rows = jax.ShapeDtypeStruct((steps_per_call, batch_size), np.int32)
+  count = per_call if streamed else capacity
+  arrays = jax.ShapeDtypeStruct((count, *image_shape), np.uint8), jax.ShapeDtypeStruct((count,), np.int32)
+  return *(arrays if streamed else shapes(arrays)), rows
 
 
 def feed(images, labels, capacity, epochs, *, crop, **settings):
