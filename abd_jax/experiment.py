@@ -113,6 +113,9 @@ def run_all(config):
   stored = []
   with StopSignal() as stop:
     dataset = load(config.dataset, config.data_dir, config.verify_checksum)
+    if processes.is_first() and _never_decays(config.optimisation):
+      marks, epochs = config_lib.text_of(config.optimisation.decay_at), config.optimisation.epochs
+      print(f'--decay_at={marks}: --epochs={epochs} come to none of them, and the learning rate stays as it is.')
     for one, workdir in runs:  # all of them before the first is trained
       tasks = train.tasks_for(one, dataset)
       stored.append(processes.on_first(functools.partial(_prepare, config, one, workdir, dataset, tasks)))
@@ -125,6 +128,10 @@ def run_all(config):
     print('\n' + tables.markdown(tables.collate(results)), end='')
     print(f'Everything is in {Path(config.workdir).expanduser()}', flush=True)
   return results
+
+
+def _never_decays(settings):
+  return bool(settings.decay_at) and min(settings.decay_at) >= settings.epochs
 
 
 def _train(runs, dataset, stop, in_turns):

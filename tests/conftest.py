@@ -6,8 +6,11 @@ import tempfile
 
 import pytest
 
-# Before jax is imported, and inherited by every process that a test starts.
-os.environ['JAX_PLATFORMS'] = 'cpu'
+# Before jax is imported, and inherited by every process that a test starts. With ABD_PLATFORM=cuda, or tpu,
+# tests/test_golden.py holds every formula and step to its figures there; other tests are of a CPU's bits.
+os.environ['JAX_PLATFORMS'] = os.environ.get('ABD_PLATFORM', 'cpu')
+if os.environ['JAX_PLATFORMS'] != 'cpu':
+  os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   _cache = tempfile.TemporaryDirectory(prefix='abd_jax_compilations_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from abd_jax import config, experiment
+from abd_jax.config import with_values
+from abd_jax.errors import UserError
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -47,6 +51,22 @@ def test_another_runs_workdir_is_refused_before_any_training(tmp_path):
   process = run('experiments/digits.py', f'--workdir={tmp_path}', '--method=base', '--seeds=0,1')
   assert process.returncode == 2 and f'--workdir={other} holds a run with --' in process.stderr
   assert 'step' not in process.stdout
+
+
+@pytest.mark.parametrize('changes, said', [
+    (dict(epochs=30), '--decay_at=100,150,200: --epochs=30 come to none of them'),
+    (dict(epochs=9, decay_at=(9,)), '--decay_at=9: --epochs=9 come to none of them'),
+    (dict(epochs=101), ''), (dict(epochs=30, decay_at=()), ''),
+])
+def test_a_schedule_that_never_decays_is_said(changes, said, tmp_path, monkeypatch, capsys):
+  def train(*args):
+    raise UserError('Training begins.')
+
+  monkeypatch.setattr(experiment, '_train', train)
+  settings = with_values(config.Config(), {'method': 'base', 'student': 'resnet8', 'workdir': str(tmp_path), **changes})
+  with pytest.raises(UserError, match='Training begins.'):
+    experiment.run_all(settings)
+  assert capsys.readouterr().out == (said and f'{said}, and the learning rate stays as it is.\n')
 
 
 def test_an_archive_that_is_not_the_distributed_one(tmp_path):
