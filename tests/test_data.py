@@ -101,6 +101,7 @@ def test_images_are_made_as_small_as_asked_for():
 @pytest.mark.parametrize('arguments, sentence', [
     (dict(num_tasks=3), '4 classes cannot be split evenly over --num_tasks=3.'),
     (dict(num_tasks=5), '4 classes cannot be split evenly over --num_tasks=5.'),
+    (dict(num_tasks=10**15), '4 classes cannot be split evenly over --num_tasks=1000000000000000.'),
     *(
         (dict(num_tasks=tasks, first_task_classes=first),
          f'4 classes cannot be split evenly over --num_tasks={tasks} after a first of --first_task_classes={first}.')

@@ -30,13 +30,12 @@ def task_sizes(num_classes, num_tasks, first_task_classes=0):
     UserError: they cannot be split so.
   """
   first = (first_task_classes,) if first_task_classes else ()
-  evenly = num_tasks - len(first)
-  each = (num_classes - sum(first)) // evenly if evenly else 0
-  sizes = first + (each,) * evenly
-  if min(sizes) < 1 or sum(sizes) != num_classes:
+  left, others = num_classes - sum(first), num_tasks - len(first)
+  each, rest = divmod(left, others) if others else (1, left)
+  if min((*first, each)) < 1 or rest:
     after = f' after a first of --first_task_classes={first_task_classes}' if first else ''
     raise UserError(f'{num_classes} classes cannot be split evenly over --num_tasks={num_tasks}{after}.')
-  return sizes
+  return first + (each,) * others
 
 
 def area_average(images_NHWC, size):
