@@ -120,9 +120,10 @@ def programs_for(config, tasks, dataset):
   invert = {'init_generator': None, 'invert': None, 'preview': None}
   if method.dreams:
     settings = networks, config.inversion, inversion_batch(config)
+    invert_with = _invert_images if of_images else _invert
     invert = {
         'init_generator': _init_image_set(*settings) if of_images else _init_generator(networks, config.inversion),
-        'invert': (_invert_images if of_images else _invert)(*settings, invert_steps),
+        'invert': invert_with(*settings, invert_steps, method.inverts),
         'preview': _preview(networks, of_images),
     }
   return Programs(
@@ -285,10 +286,10 @@ def synthesis(networks, dreams=True, replays=False, of_images=None):
 
 
 @_cached
-def _invert(networks, hparams, batch_size, steps_per_call):
+def _invert(networks, hparams, batch_size, steps_per_call, loss):
   update = steps.make_generator_update(
       networks.classifier, networks.dreamer, states.generator_optimizer(hparams), hparams=hparams,
-      axis=networks.axis,
+      axis=networks.axis, loss=loss,
   )
   step = steps.make_generator_step(update, batch_size, networks.axis)
 
@@ -302,9 +303,9 @@ def _invert(networks, hparams, batch_size, steps_per_call):
 
 
 @_cached
-def _invert_images(networks, hparams, batch_size, steps_per_call):
+def _invert_images(networks, hparams, batch_size, steps_per_call, loss):
   step = steps.make_image_step(
-      networks.classifier, states.image_optimizer(hparams), batch_size, hparams=hparams, axis=networks.axis
+      networks.classifier, states.image_optimizer(hparams), batch_size, hparams=hparams, axis=networks.axis, loss=loss
   )
 
   def invert(image_set, place, count, teacher, past):

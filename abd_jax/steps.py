@@ -204,14 +204,15 @@ def make_student_step(update, augment, normalise, dream=None, axis=None, draw=no
   return step
 
 
-def make_generator_update(model, generator_model, optimizer, *, hparams, axis=None):
-  """One step of training the generator against the frozen teacher, Eq. 7.
+def make_generator_update(model, generator_model, optimizer, *, hparams, axis=None, loss=inversion.inversion_loss):
+  """One step of training the generator against the frozen teacher, by Eq. 7 or another loss.
 
   Args:
     model, generator_model: the Linen modules of teacher and generator.
     optimizer: an optax transformation.
     hparams: a config.Inversion.
     axis: as in `make_student_update`.
+    loss: called as `inversion.inversion_loss` is.
 
   Returns:
     update(generator, teacher, latents f32[N, Z], past) -> (generator, metrics).
@@ -221,8 +222,8 @@ def make_generator_update(model, generator_model, optimizer, *, hparams, axis=No
     def objective(params):
       variables = {'params': params, 'batch_stats': generator.batch_stats}
       images, updates = generator_model.apply(variables, latents_NZ, train=True, mutable=['batch_stats'])
-      loss, metrics = inversion.inversion_loss(model, teacher.variables, images, past, hparams, axis)
-      return loss, (metrics, updates['batch_stats'])
+      value, metrics = loss(model, teacher.variables, images, past, hparams, axis)
+      return value, (metrics, updates['batch_stats'])
 
     gradients, (metrics, batch_stats) = jax.grad(objective, has_aux=True)(generator.params)
     gradients, metrics = mean_over((gradients, metrics), axis)
@@ -242,8 +243,8 @@ def make_generator_step(update, batch_size, axis=None):
   return step
 
 
-def make_image_step(model, optimizer, batch_size, *, hparams, axis=None):
-  """One step of optimising images themselves against the frozen teacher, Eq. 7 without a generator.
+def make_image_step(model, optimizer, batch_size, *, hparams, axis=None, loss=inversion.inversion_loss):
+  """One step of optimising images themselves against the frozen teacher, by Eq. 7 or another loss, without a generator.
 
   This is DeepInversion (Yin et al., CVPR 2020, https://arxiv.org/abs/1912.08795) with the terms of the paper.
 
@@ -253,6 +254,7 @@ def make_image_step(model, optimizer, batch_size, *, hparams, axis=None):
     batch_size: images a step; their number is a multiple of it.
     hparams: a config.Inversion.
     axis: as in `make_student_update`.
+    loss: called as `inversion.inversion_loss` is.
 
   Returns:
     step(image_set, teacher, past, key, number) -> (image_set, metrics); `number` is the step's within the task, which
@@ -268,7 +270,7 @@ def make_image_step(model, optimizer, batch_size, *, hparams, axis=None):
 
     def objective(images):
       rows = split_rows(inversion.moved(images, draws_N3, hparams), axis)
-      return inversion.inversion_loss(model, teacher.variables, rows, past, hparams, axis)
+      return loss(model, teacher.variables, rows, past, hparams, axis)
 
     gradients, metrics = mean_over(jax.grad(objective, has_aux=True)(images), axis)
     updates, opt_state = optimizer.update(gradients, opt_state, images)

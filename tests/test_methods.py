@@ -16,6 +16,7 @@ from abd_jax.addresses import Address
 from abd_jax.config import with_values
 from abd_jax.data import coreset
 from abd_jax.errors import UserError
+from abd_jax.inversion import inversion_loss
 from abd_jax.methods import METHODS, bias_correction, distillation, end_to_end, generative, interface
 from abd_jax.methods.abd import ABLATIONS, abd_loss
 from abd_jax.methods.interface import Rows, Schedule, Shapes, View
@@ -367,7 +368,7 @@ def test_labels_are_counted_epoch_by_epoch_however_many_steps_a_call_makes(small
         phase: as_step(lambda *args, phase=phase: did.append((phase.name, args[10])) or found.learn[phase](*args))
         for phase in found.learn
     }
-    restart = lambda student: did.append('restart') or found.restart(student)
+    restart = as_step(lambda student: did.append('restart') or found.restart(student))
     return dataclasses.replace(found, learn=learn, restart=restart)
 
   monkeypatch.setattr(train, 'programs_for', watched)
@@ -395,6 +396,28 @@ def test_projections_are_new_in_each_task_and_the_same_again_when_it_begins_agai
     same = jax.tree.map(np.array_equal, params, second.params[name])
     assert not any(jax.tree.leaves(same)) if name == 'own' else all(jax.tree.leaves(same)), name
   assert not np.any(second.tally.so_far)
+
+
+@pytest.mark.parametrize('inversion', ['generator', 'images'])
+def test_a_method_can_bring_a_loss_of_its_own_to_the_inversion(inversion, small, digits, tmp_path, monkeypatch):
+  def symmetric(model, variables, images, past, hparams, axis=None):
+    loss, terms = inversion_loss(model, variables, images, past, hparams, axis)
+    askew = jnp.mean(jnp.abs(images - images[:, :, ::-1]))
+    return loss + 1e3 * askew, {**terms, 'askew': askew}
+
+  monkeypatch.setitem(METHODS, 'mirror', dataclasses.replace(METHODS['abd'], name='mirror', inverts=symmetric))
+  short = dict(
+      inversion=inversion, inversion_steps=40, generator_learning_rate=0.02, synthetic_images=16, image_steps=40,
+      image_jitter=0, stop_after_task=2,
+  )
+  askew = {}
+  for name in ('mirror', 'abd'):
+    train.run(with_values(TINY, {'method': name, **short}), tmp_path / name, digits)
+    images = np.load(tmp_path / name / 'synthetic_task2.npz')['images'].astype(float)
+    askew[name] = np.mean(np.abs(images - images[:, :, ::-1]))
+  lines = map(json.loads, (tmp_path / 'mirror' / 'metrics.jsonl').read_text().splitlines())
+  [line] = [line for line in lines if line.get('phase') == 'inversion']
+  assert {'askew', 'content'} < set(line) and askew['mirror'] < 0.5 * askew['abd'], askew
 
 
 def test_statistics_move_in_the_second_phase_when_asked(small, digits, tmp_path):

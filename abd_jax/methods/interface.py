@@ -9,6 +9,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from abd_jax.inversion import inversion_loss
+
 # Where a method's own parameters stand among the student's: optimised, frozen, kept and counted with the network's.
 OWN = 'own'
 
@@ -258,6 +260,7 @@ class Method:
     readout: (logits, own parameters, i32[K] tasks, config.Hyperparameters) -> the logits that an evaluation reads.
     standardised: whether images are standardised; else they stay in [0, 1].
     weight_decay: in the place of --weight_decay.
+    inverts: what the generator, or the images of --inversion=images, are trained by; called as `inversion_loss` is.
   """
 
   name: str
@@ -274,6 +277,7 @@ class Method:
   readout: Callable | None = None
   standardised: bool = True
   weight_decay: float | None = None
+  inverts: Callable = inversion_loss
 
   def phases(self, task):
     """The phases of task number `task`, counted from 0."""
