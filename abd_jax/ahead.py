@@ -9,7 +9,7 @@ import numpy as np
 from abd_jax.data.feed import shapes_of_call
 from abd_jax.data.streams import Streams
 from abd_jax.methods import METHODS
-from abd_jax.parallel import devices, shapes
+from abd_jax.parallel import devices, end_compilations, shapes
 from abd_jax.programs import eval_batch
 
 
@@ -40,7 +40,10 @@ class Ahead:
 
   def __exit__(self, kind, *exception):
     # What is being compiled cannot be stopped; nobody who pressed Ctrl-C is to wait for it.
-    self._threads.shutdown(wait=kind is not KeyboardInterrupt, cancel_futures=True)
+    if kind is KeyboardInterrupt:
+      self._threads.shutdown(wait=False, cancel_futures=True)
+    else:
+      end_compilations(self._threads)
 
 
 def to_learn(config, dataset, tasks, programs, numbers):

@@ -36,7 +36,7 @@ def compile_seconds():
 
 
 def compiling():
-  """Whether a `CompiledStep` is in its first call: traced and compiled, which keeps Python from everything else."""
+  """Whether a `CompiledStep` is in its first call, or the compilations of threads are waited for."""
   return _compiling
 
 
@@ -141,6 +141,16 @@ def _wait(begun):
   since = time.perf_counter()
   futures.wait([begun])
   _of_thread.compile_seconds = compile_seconds() + time.perf_counter() - since
+
+
+def end_compilations(threads):
+  """Waits for what `threads` are compiling, as for a compilation in this one; what they have not begun they leave."""
+  global _compiling
+  _compiling = True
+  try:
+    threads.shutdown(cancel_futures=True)
+  finally:
+    _compiling = False
 
 
 class CompiledStep:

@@ -1,5 +1,6 @@
 """Programs compiled in threads: all that a run calls, once, and what their traces meet is raised early."""
 
+import contextlib
 import itertools
 import threading
 import time
@@ -128,6 +129,33 @@ def test_what_was_cancelled_can_be_asked_for_again_and_what_was_asked_for_cannot
   busy.set() if begun.cancel() else pytest.fail('it had begun')
   assert step.compile_ahead(threads, shape).result() is None and step.traces == 1
   threads.shutdown()
+
+
+@pytest.mark.parametrize('error', [None, SystemExit, KeyboardInterrupt])
+def test_the_end_of_a_run_waits_as_for_a_compilation_but_not_after_ctrl_c(error):
+  tracing, go_on, seen = threading.Event(), threading.Event(), []
+
+  def slow(x):
+    tracing.set()
+    go_on.wait()
+    return x
+
+  def look():
+    until = time.monotonic() + 10
+    while not parallel.compiling() and not seen and time.monotonic() < until:
+      time.sleep(0.01)
+    seen.append(parallel.compiling())
+    go_on.set()
+
+  looking = threading.Thread(target=look)
+  with pytest.raises(error) if error else contextlib.nullcontext(), ahead.Ahead(TINY, [(compile_step(slow), (1.0,))]):
+    tracing.wait()
+    looking.start()
+    if error:
+      raise error
+  seen += [] if seen else ['not waited for']
+  looking.join()
+  assert seen[0] == ('not waited for' if error is KeyboardInterrupt else True)
 
 
 def test_no_room_beside_the_steps_of_others_is_no_failure():
