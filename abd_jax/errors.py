@@ -1,4 +1,4 @@
-"""Errors whose message is for the user, without a traceback."""
+"""Errors that are known by their type: most have a message for the user, without a traceback."""
 
 
 class UserError(ValueError):
@@ -11,3 +11,7 @@ class AnotherRun(UserError):
 
 class NotFinite(UserError):
   """Training went to infinity or to no number: says what did, and where."""
+
+
+class Abandoned(Exception):
+  """Another of the runs in lockstep has failed, and this one ends with it."""

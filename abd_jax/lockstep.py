@@ -1,5 +1,6 @@
 """Runs of several seeds in lockstep: each in a thread of its own, a step of all of them one program."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -10,12 +11,9 @@ import jax
 import numpy as np
 
 from abd_jax import train
+from abd_jax.errors import Abandoned
 from abd_jax.parallel import CompiledStep
 from abd_jax.programs import programs_for
-
-
-class Abandoned(Exception):
-  """Another of the runs has failed, and this one ends with it."""
 
 
 def train_together(runs, dataset, stop):
@@ -108,6 +106,8 @@ class Lockstep:
     self._wishes = []
     self._failed = False
     self._several = {}
+    self._asking = threading.Lock()
+    self._askers = collections.defaultdict(set)
 
   def bind(self, programs):
     """The `Programs` of each run, whose steps are made here."""
@@ -122,7 +122,12 @@ class Lockstep:
     return _Shared(self, step)
 
   def compile_ahead(self, step, threads, *args):
-    """As the step's own, for all runs as one."""
+    """As the step's own, for all runs as one, once all of them have asked: one that is finished will not call it."""
+    with self._asking:
+      askers = self._askers[step]
+      askers.add(threads)
+      if len(askers) < self._count:
+        return None
     return self._several[step].compile_ahead(threads, *((arg,) * self._count for arg in args))
 
   def ask(self, step, state, place, *others):

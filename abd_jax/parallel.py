@@ -146,7 +146,8 @@ def _wait(begun):
 def end_compilations(threads):
   """Waits for what `threads` are compiling, as for a compilation in this one; what they have not begun they leave."""
   global _compiling
-  _compiling = True
+  # A run in a thread of its own has others beside it, which are not to be ended for it.
+  _compiling = threading.current_thread() is threading.main_thread()
   try:
     threads.shutdown(cancel_futures=True)
   finally:
@@ -183,9 +184,10 @@ class CompiledStep:
   def __call__(self, *args):
     global _compiling
     traces = self.traces
-    begun = self._begun_ahead()
-    _compiling = not self._called
-    self._called = True
+    with _asking:
+      begun = self._begun_ahead()
+      _compiling = not self._called
+      self._called = True
     try:
       if begun:
         _wait(begun)
@@ -213,9 +215,13 @@ class CompiledStep:
       return self._ahead
 
   def _compile(self, args):
-    traced = self.jitted.trace(*args)
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # out of memory, beside the steps of others: the call retries
-      traced.lower().compile()
+    try:
+      self.jitted.trace(*args).lower().compile()
+    except jax.errors.JaxRuntimeError:
+      pass  # out of memory, beside the steps of others: the call tries again
+    except BaseException:
+      self._ahead = None  # who asked has it: kept with the step it would keep all that its traceback reaches
+      raise
     return_freed_memory()
 
   def _begun_ahead(self):

@@ -54,10 +54,8 @@ class Run:
     last = self._config.stop_after_task or self._config.num_tasks
     if self._record.task >= last and processes.tell((self._workdir / 'results.json').exists()):
       return results_lib.Results.load(self._workdir) if processes.is_first() else self._results()
-    calls = itertools.chain(
-        self._calls_to_learn(range(self._record.task, last)), ahead.to_evaluate(self._tasks, self._programs)
-    )
-    with ahead.Ahead(self._config, calls) as self._ahead:
+    calls = itertools.chain(self._calls_to_learn(last), ahead.to_evaluate(self._tasks, self._programs))
+    with ahead.Ahead(self._config, calls if self._record.task < last else ()) as self._ahead:
       while self._record.task < last:
         task = self._record.task
         self._learn_task(task)
@@ -67,10 +65,10 @@ class Run:
           self._generator = None  # images above all: they are the task's alone
         if processes.is_first():
           pages.save_run(self._workdir, self._results(), self._progress.say)
-    self._save()
-    self._checkpoints.wait()
-    results = self._results()
-    processes.on_first(lambda: results.save(self._workdir / 'results.json'))
+      self._save()
+      self._checkpoints.wait()
+      results = self._results()
+      processes.on_first(lambda: results.save(self._workdir / 'results.json'))
     return results
 
   def lesson(self, task, student):
@@ -78,12 +76,16 @@ class Run:
     self._record.task = task
     self._student = student and put(jax.tree.map(np.array, student))  # a copy: a step takes its memory
     self._restore()
-    with ahead.Ahead(self._config, self._calls_to_learn([task])) as self._ahead:
+    with ahead.Ahead(self._config, self._calls_to_learn(task + 1)) as self._ahead:
       self._learn_task(task)
     return self._student
 
-  def _calls_to_learn(self, numbers):
-    return ahead.to_learn(self._config, self._dataset, self._tasks, self._programs, numbers)
+  def _calls_to_learn(self, last):
+    """What is left of this task calls, and one more, if there is one before task number `last`, as all others do."""
+    record = self._record
+    plans = [(record.task, record.phase == record.step == 0, self._plan(record.task)[record.phase :])]
+    plans += [(task, True, self._plan(task)) for task in range(record.task + 1, last)[:1]]
+    return ahead.to_learn(self._config, self._dataset, self._tasks, self._programs, plans)
 
   def _learn_task(self, task):
     """All phases of a task, from where the record stands; taken back where that went astray, if the run may."""
