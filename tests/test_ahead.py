@@ -193,6 +193,28 @@ def test_the_end_of_a_run_waits_as_for_a_compilation_but_not_after_ctrl_c(error)
   assert seen[0] == ('not waited for' if error in (KeyboardInterrupt, Abandoned) else True)
 
 
+def test_a_run_that_ends_in_a_thread_of_its_own_says_nothing_of_the_others():
+  tracing, leaving, go_on = threading.Event(), threading.Event(), threading.Event()
+
+  def slow(x):
+    tracing.set()
+    go_on.wait()
+    return x
+
+  def run():
+    with ahead.Ahead(TINY, [(compile_step(slow), (1.0,))]):
+      tracing.wait()
+      leaving.set()
+
+  running = threading.Thread(target=run)
+  running.start()
+  leaving.wait()
+  time.sleep(0.1)
+  assert running.is_alive() and not parallel.compiling()
+  go_on.set()
+  running.join()
+
+
 def test_no_room_beside_the_steps_of_others_is_no_failure():
   class Unroomy:
     trace = lower = lambda self, *args: self
