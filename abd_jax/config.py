@@ -142,7 +142,7 @@ class Config(_Plain):
   num_classes: int = _field(0, 'the first so many classes of the order; 0: all', at_least=0)
   stop_after_task: int = _field(0, 'end the run after so many tasks; 0: all', at_least=0, identity=False)
   image_size: int = _field(0, 'images are area-averaged down to so many pixels a side; 0: native', at_least=0)
-  seed: int = _field(0, 'of class order, initialisation and data order', at_least=0)
+  seed: int = _field(0, 'of class order, unless --class_order fixes it, initialisation and data order', at_least=0)
   seeds: tuple[int, ...] = _field((), 'several, with commas: one run each', identity=False)
   seeds_in: str = _field('auto', 'several seeds of a method: one_program: trained at once, each step one of all; turns:'
                          ' one after the other; auto: one_program on a GPU, turns elsewhere',

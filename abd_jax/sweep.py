@@ -83,12 +83,16 @@ def folds_of(dataset: Dataset, tasks: TaskSequence, num_folds, seed):
   return found
 
 
+# Of the whole sequence of tasks, of which a sweep learns a half.
+_SPLIT = ('num_tasks', 'num_classes', 'first_task_classes', 'stop_after_task')
+
+
 def grids_of(names, own=()):
   """The grids to sweep.
 
   Args:
     names: of the paper's grids.
-    own: texts NAME=VALUE,VALUE,...: grids for any flag that is a number.
+    own: texts NAME=VALUE,VALUE,...: grids for any flag that is a number, those of the split apart.
 
   Returns:
     {flag: values}.
@@ -104,8 +108,8 @@ def grids_of(names, own=()):
   for text in own:
     name, _, values = text.partition('=')
     kind = type(told.get(name))
-    if kind not in (int, float):
-      raise UserError(f'--grid={text}: {name} is no flag that takes a number.')
+    if kind not in (int, float) or name in _SPLIT:
+      raise UserError(f'--grid={text}: {name} is no flag that takes a number and can be swept.')
     try:
       grids[name] = tuple(kind(value) for value in values.split(','))
     except ValueError:

@@ -273,11 +273,11 @@ def test_a_vae_refuses_sides_that_it_cannot_halve_thrice():
 TINY = with_values(
     config.Config(),
     dict(
-        num_tasks=3, num_classes=7, first_task_classes=3, student='resnet8', batch_size=16, epochs=1, decay_at=(),
-        inversion_steps=2, memory=240,
-        color_jitter=False, flip=False, crop_padding=0,
+        num_tasks=3, num_classes=6, student='resnet8', batch_size=16, epochs=1, decay_at=(), inversion_steps=2,
+        memory=240, color_jitter=False, flip=False, crop_padding=0,
     ),
 )
+UNEVEN = with_values(TINY, dict(num_classes=7, first_task_classes=3))  # 3 + 2 + 2
 # Where each method is stopped, in looks for the signal: one at a task's begin, one a step, one after a phase.
 STOPS = {
     'lwf': (30, 3), 'lwf_mc': (30, 3), 'lwf_synthetic': (30, 3), 'dgr': (30, 3),
@@ -291,7 +291,7 @@ SECOND_PHASE = {'e2e': 2, 'bic': 1, 'rdfcil': 2}
 
 @pytest.mark.parametrize('method', STOPS)
 def test_three_tasks_of_digits_stopped_and_resumed(method, small, digits, tmp_path, capsys):
-  tiny = with_values(TINY, {'method': method} | OTHERWISE.get(method, {}))
+  tiny = with_values(UNEVEN, {'method': method} | OTHERWISE.get(method, {}))
   whole = train.run(tiny, tmp_path / 'whole', digits)
   traces = programs.programs_for(tiny, train.tasks_for(tiny, digits), digits).traces()
   assert set(traces.values()) == {1}, traces
@@ -345,7 +345,7 @@ def test_several_steps_a_call_in_two_phases(small, digits, tmp_path):
   # The bias phase has two steps in the second task and one in the third: calls of four are never full there.
   lines = []
   for name, steps_per_call in (('one', 1), ('four', 4)):
-    several = with_values(TINY, {'method': 'bic', 'steps_per_call': steps_per_call})
+    several = with_values(UNEVEN, {'method': 'bic', 'steps_per_call': steps_per_call})
     train.run(several, tmp_path / name, digits)
     traces = programs.programs_for(several, train.tasks_for(several, digits), digits).traces()
     assert max(traces.values()) == len(lines) + 1  # one for each number of steps
@@ -359,7 +359,7 @@ def test_several_steps_a_call_in_two_phases(small, digits, tmp_path):
 def test_labels_are_counted_epoch_by_epoch_however_many_steps_a_call_makes(small, digits, tmp_path, monkeypatch):
   # 17 or 18 steps an epoch in calls of four; two epochs of refining after one of representing. The synthetic labels
   # depend on float sums, which a loop orders otherwise: their number does not.
-  several = with_values(TINY, {'method': 'rdfcil', 'steps_per_call': 4, 'stop_after_task': 2} | OTHERWISE['rdfcil'])
+  several = with_values(UNEVEN, {'method': 'rdfcil', 'steps_per_call': 4, 'stop_after_task': 2} | OTHERWISE['rdfcil'])
   build, did = train.programs_for, []
 
   def watched(*args):

@@ -73,6 +73,7 @@ def test_its_method_runs_from_outside_the_package_and_is_diagnosed(with_its_meth
   assert (run / 'synthetic_task2.png').exists()
   assert 'MID real_old to real_new' in with_its_method('-m', 'abd_jax.diagnose', '--images=20', tmp_path)
   assert (run / 'diagnostics.json').exists()
+  assert '| logit_matching | synthetic | 0 |' in with_its_method('-m', 'abd_jax.report', tmp_path)
 
 
 def test_its_methods_hyperparameters_are_swept(with_its_method, tmp_path):
@@ -83,10 +84,8 @@ def test_its_methods_hyperparameters_are_swept(with_its_method, tmp_path):
 
 
 def test_a_plugin_that_is_none_is_refused(tmp_path):
-  (tmp_path / 'json.py').touch()
   for path, sentence in (
       (tmp_path / 'mine.py', 'mine.py is no Python file: it is to be one that registers methods of your own.'),
-      (tmp_path / 'json.py', 'json.py: Python has a module json already; give the file another name.'),
       (ROOT / 'README.md', 'README.md is no Python file: it is to be one that registers methods of your own.'),
   ):
     with pytest.raises(UserError) as refusal:
@@ -101,7 +100,15 @@ def test_a_plugin_is_run_once(tmp_path, monkeypatch):
   for path in (plugin, str(plugin), tmp_path / '.' / plugin.name):
     plugins.load(path)
   assert builtins.runs_of_plugin == 1
-  del sys.modules[plugin.stem]
+
+
+def test_a_plugin_hides_no_package_and_imports_what_lies_beside_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  monkeypatch.setattr(builtins, 'met', [], raising=False)
+  (tmp_path / 'beside_the_plugin.py').write_text('NAME = "beside"')
+  (tmp_path / 'json.py').write_text('import builtins, beside_the_plugin\nbuiltins.met.append(beside_the_plugin.NAME)')
+  plugins.load(tmp_path / 'json.py')
+  assert builtins.met == ['beside'] and sys.modules['json'] is json
 
 
 def test_a_method_registered_again_is_replaced_and_the_packages_own_are_not(monkeypatch):
@@ -117,6 +124,7 @@ def test_a_method_registered_again_is_replaced_and_the_packages_own_are_not(monk
 @pytest.mark.parametrize('wrong, sentence', [
     (Method('mine', Phase('learn', None), ()), r'mine: first is a tuple of phases, \(Phase\(...\),\)\.'),
     (Method('mine', (Phase('learn', None),), (Phase('learn', None),), closes=print), 'no phase has dreams=True'),
+    *((Method(name, (), ()), 'is no name for a method') for name in ('..', 'a/b', '', 'sweep', 'a b', '-a')),
 ])
 def test_a_method_that_would_fail_after_its_first_task_is_refused_before(wrong, sentence):
   with pytest.raises(UserError, match=sentence):

@@ -91,7 +91,8 @@ def test_grids_are_the_papers_or_ones_own():
 
 @pytest.mark.parametrize('names, own, sentence', [
     (['epochs'], [], '--hyperparameters=epochs is not one of content_weight'),
-    ([], ['color_jitter=1'], '--grid=color_jitter=1: color_jitter is no flag that takes a number.'),
+    ([], ['color_jitter=1'], '--grid=color_jitter=1: color_jitter is no flag that takes a number and can be swept.'),
+    ([], ['num_tasks=4,10'], '--grid=num_tasks=4,10: num_tasks is no flag that takes a number and can be swept.'),
     ([], ['epochs=1;2'], '--grid=epochs=1;2 is not written NAME=VALUE,VALUE,...'),
     ([], [], '--hyperparameters names none'),
 ])

@@ -1,5 +1,7 @@
 """The methods by name. To add one: a file of losses and phases here, its `Method` below; elsewhere, `register`."""
 
+import re
+
 from abd_jax.errors import UserError
 from abd_jax.methods.abd import ABD
 from abd_jax.methods.bias_correction import BIC
@@ -28,11 +30,13 @@ def register(method):
   method by its name: after a change of its losses name another.
 
   Raises:
-    UserError: one of this package's methods has its name, its phases are no tuples, or it closes a task with synthetic
-      images and makes none.
+    UserError: one of this package's methods has its name, or no folder can; its phases are no tuples; or it closes a
+      task with synthetic images and makes none.
   """
   if method.name in _OURS:
     raise UserError(f'There is a method called {method.name} already: choose another name.')
+  if not re.fullmatch(r'\w[\w-]*', method.name) or method.name == 'sweep':
+    raise UserError(f'{method.name!r} is no name for a method, whose runs have a folder of it: choose another.')
   for name, phases in (('first', method.first), ('later', method.later)):
     if not isinstance(phases, tuple):
       raise UserError(f'{method.name}: {name} is a tuple of phases, (Phase(...),).')

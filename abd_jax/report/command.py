@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import sys
 
+from abd_jax import plugins
 from abd_jax.errors import UserError
 from abd_jax.files import write_whole
 from abd_jax.report import pages, tables, upper_bounds
@@ -60,8 +61,11 @@ def main(arguments):
   parser.add_argument('--format', choices=FORMATS, default='markdown')
   parser.add_argument('--metrics', metavar='NAME,...', help=f'columns: all, or some of {", ".join(tables.METRICS)}')
   parser.add_argument('--html', metavar='FILE', help='where a page of the runs is written, beside what is printed')
+  parser.add_argument('--plugin', metavar='FILE', action='append', default=[], help='a file of methods of your own')
   told = parser.parse_args(arguments)
   try:
+    for path in told.plugin:
+      plugins.load(path)
     chosen = {'metrics': _metrics(told.metrics)} if told.metrics else {}
     runs = _with_omega([run for path in told.runs for run in _load_all(path)])
     print(FORMATS[told.format](tables.collate([run.results for run in runs]), **chosen), end='')
