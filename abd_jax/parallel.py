@@ -220,7 +220,8 @@ class CompiledStep:
     except jax.errors.JaxRuntimeError:
       pass  # out of memory, beside the steps of others: the call tries again
     except BaseException:
-      self._ahead = None  # who asked has it: kept with the step it would keep all that its traceback reaches
+      with _asking:
+        self._ahead = None  # who asked has it: kept with the step it would keep all that its traceback reaches
       raise
     return_freed_memory()
 
