@@ -49,6 +49,10 @@ EDITED = {
         changed(class_order=[*range(11)]),
         '11 classes cannot be split evenly over --num_tasks=5',
     ),
+    'an uneven split after a first': (
+        changed(config=RESULTS['config'] | {'first_task_classes': 9}),
+        '10 classes cannot be split evenly over --num_tasks=5 after a first of --first_task_classes=9',
+    ),
     'more tasks than there are': (
         changed(accuracy_after_task=6 * [50]),
         'accuracy_after_task has 6 tasks, more than the 5 of num_tasks',
