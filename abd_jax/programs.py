@@ -18,9 +18,9 @@ from abd_jax.data.streams import Streams
 from abd_jax.losses import mask_logits
 from abd_jax.methods import METHODS
 from abd_jax.methods.interface import OWN, Phase
-from abd_jax.models import vae
+from abd_jax.models import folding, vae
 from abd_jax.networks import Networks, networks_for
-from abd_jax.parallel import CompiledStep, compile_once, compile_step, default_steps_per_call, repeat
+from abd_jax.parallel import CompiledStep, compile_once, compile_step, default_steps_per_call, platform, repeat
 
 # Steps of the inversion between two lines of figures: what an epoch is to the student.
 INVERSION_EPOCH = 100
@@ -246,7 +246,14 @@ def _learn(phase, networks, optimisation, augmentation, hparams, of_images):
   draw, dream = synthesis(networks, phase.dreams, phase.replays, of_images)
   step = steps.make_student_step(update, make_augment(augmentation), networks.normalise, dream, networks.axis, draw)
 
+  def frozen(state):
+    # Elsewhere XLA has an offset and a ReLU behind a convolution for nothing, or nothing to have them for.
+    folds = state is not None and platform() == 'gpu'
+    return folding.fold(networks.classifier, state, networks.image_shape) if folds else state
+
   def learn(student, place, count, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, before):
+    teacher, before = frozen(teacher), frozen(before)
+
     def one(student, i):
       rows = rows_LB[i]
       batch = steps.Batch(images[rows], labels[rows], past, seen, learning_rate)

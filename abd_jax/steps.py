@@ -14,6 +14,7 @@ import optax
 from abd_jax import inversion
 from abd_jax.losses import classes_between, mask_logits
 from abd_jax.methods.interface import OWN, Rows, View, network, stack_rows
+from abd_jax.models import folding
 from abd_jax.parallel import keep_split, mean_over, split_rows
 from abd_jax.states import LATENT_SIZE, Tally
 
@@ -113,13 +114,13 @@ def _frozen_rows(model, teacher, before, images, labels, past):
   """`Rows` without what the student makes of them: labels, and what teacher and `before` say, where there are such."""
   teacher_features = teacher_logits = before_logits = None
   if teacher is not None:
-    teacher_features = model.apply(teacher.variables, images, train=False, method='features')
+    teacher_features = folding.apply(model, teacher, images, method='features')
     teacher_logits = _classify(model, teacher.params, teacher_features)
   if len(images) > len(labels):  # synthetic rows follow: the teacher names them
     choice = jnp.argmax(mask_logits(teacher_logits[len(labels):], 0, past), axis=-1)
     labels = jnp.concatenate([labels, choice.astype(labels.dtype)])
   if before is not None:
-    before_logits = model.apply(before.variables, images, train=False)
+    before_logits = folding.apply(model, before, images)
   return Rows(labels, None, None, teacher_features, teacher_logits, before_logits, images)
 
 

@@ -7,7 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from abd_jax.parallel import mean_over
+from abd_jax.parallel import mean_over, platform
+
+
+def _sums(*arrays):
+  """f32[A, C]: the sums of A arrays [N, ..., C] over all dimensions but the last."""
+  rows, *pixels = range(arrays[0].ndim - 1)
+  if platform() == 'gpu':
+    # XLA sums there in two kernels, the second one for each array. Told what the first is to leave, it has one for all.
+    return jnp.sum(jnp.stack([jnp.sum(array, pixels) for array in arrays]), axis=1)
+  return jnp.stack([jnp.sum(array, (rows, *pixels)) for array in arrays])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -27,8 +36,8 @@ def moments(values, near_C, axis=None):
     f32[C] and f32[C].
   """
   values = values.astype(jnp.float32)
-  rows = tuple(range(values.ndim - 1))
-  mean_C, square_C = mean_over((jnp.mean(values, rows), jnp.mean((values - near_C) ** 2, rows)), axis)
+  sums_2C = _sums(values, (values - near_C) ** 2)
+  mean_C, square_C = mean_over(sums_2C / (values.size // values.shape[-1]), axis)
   return mean_C, jnp.maximum(square_C - (mean_C - near_C) ** 2, 0.0)
 
 
@@ -45,6 +54,25 @@ def _moments_backward(axis, kept, upstream):
 
 
 moments.defvjp(_moments_forward, _moments_backward)
+
+
+@jax.custom_vjp
+def _affine(values, factor_C, offset_C):
+  """f32[..., C]: one product of the values themselves: of (x - mean) a gradient would keep another array as large."""
+  return values * factor_C + offset_C
+
+
+def _affine_forward(values, factor_C, offset_C):
+  return _affine(values, factor_C, offset_C), (values, factor_C)
+
+
+def _affine_backward(kept, upstream):
+  values, factor_C = kept
+  to_factor_C, to_offset_C = _sums(upstream * values, upstream)
+  return (upstream * factor_C).astype(values.dtype), to_factor_C, to_offset_C
+
+
+_affine.defvjp(_affine_forward, _affine_backward)
 
 
 class BatchNorm(nn.Module):
@@ -85,5 +113,4 @@ class BatchNorm(nn.Module):
     offset_C = -mean_C * factor_C
     if self.use_bias:
       offset_C += self.param('bias', nn.initializers.zeros, channels)
-    # One product of x itself: of (x - mean) a gradient would keep another array as large as x.
-    return (x * factor_C + offset_C).astype(self.dtype)
+    return _affine(x, factor_C, offset_C).astype(self.dtype)

@@ -4,11 +4,32 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from abd_jax.models.batch_norm import BatchNorm
 from abd_jax.models.convolution import conv_general_dilated
 from abd_jax.models.resnet import uniform_within
+from abd_jax.parallel import platform
+
+
+def _each(images_NHWC, kernels):
+  """The four parts by a convolution each."""
+  borders = [((1 - row, row), (1 - column, column)) for row in (0, 1) for column in (0, 1)]
+  return [conv_general_dilated(images_NHWC, *pair) for pair in zip(kernels, ((1, 1),) * 4, borders, strict=True)]
+
+
+def _at_once(images_NHWC, kernels):
+  """The four parts by one convolution, whose result has a row and a column too many for each.
+
+  A GPU's convolutions take no border on one side alone: for each of the four XLA would write the images anew, with it.
+  """
+  _, height, width, _ = images_NHWC.shape
+  # Or else the border would become the convolution's own, and its kernel's gradient one that a GPU has no kernel for.
+  framed = jax.lax.optimization_barrier(jnp.pad(images_NHWC, ((0, 0), (1, 1), (1, 1), (0, 0))))
+  found = conv_general_dilated(framed, jnp.concatenate(kernels, axis=-1), (1, 1), ((0, 0), (0, 0)))
+  parts = jnp.split(found, 4, axis=-1)
+  return [part[:, i // 2 :, i % 2 :][:, :height, :width] for i, part in enumerate(parts)]
 
 
 class UpsampledConv(nn.Module):
@@ -30,15 +51,13 @@ class UpsampledConv(nn.Module):
     images_NHWC = images_NHWC.astype(self.dtype)
     # An even row sees the row above it and, twice, its own; an odd row its own twice, then the row below. So columns.
     rows = jnp.stack([kernel[0], kernel[1] + kernel[2]]), jnp.stack([kernel[0] + kernel[1], kernel[2]])
-    parts = []
-    for odd_row, taps in enumerate(rows):
-      columns = (taps[:, 0], taps[:, 1] + taps[:, 2]), (taps[:, 0] + taps[:, 1], taps[:, 2])
-      for odd_column, pair in enumerate(columns):
-        border = ((1 - odd_row, odd_row), (1 - odd_column, odd_column))
-        small = jnp.stack(pair, axis=1).astype(self.dtype)
-        parts.append(conv_general_dilated(images_NHWC, small, (1, 1), border))
-    parts = jnp.stack(parts).reshape(2, 2, batch, height, width, self.features)
-    return parts.transpose(2, 3, 0, 4, 1, 5).reshape(batch, 2 * height, 2 * width, self.features) + bias
+    pairs = [
+        pair for taps in rows for pair in ((taps[:, 0], taps[:, 1] + taps[:, 2]), (taps[:, 0] + taps[:, 1], taps[:, 2]))
+    ]
+    kernels = [jnp.stack(pair, axis=1).astype(self.dtype) for pair in pairs]
+    parts = (_at_once if platform() == 'gpu' else _each)(images_NHWC, kernels)
+    rows = [jnp.stack(parts[:2], axis=3), jnp.stack(parts[2:], axis=3)]
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, self.features) + bias
 
 
 class Generator(nn.Module):

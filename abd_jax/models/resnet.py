@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from abd_jax.models.batch_norm import BatchNorm
 from abd_jax.models.convolution import conv_general_dilated
+from abd_jax.parallel import platform
 
 STAGE_WIDTHS = (16, 32, 64)
 
@@ -38,6 +39,29 @@ def uniform_within(bound):
 def _kernel_init(icarl):
   """He et al., ICCV 2015: normal, of a variance of 2 / fan_in, or with `icarl` 2 / fan_out."""
   return nn.initializers.variance_scaling(2.0, 'fan_out' if icarl else 'fan_in', 'normal')
+
+
+def relu_of_sum(values):
+  """max(x, 0) of a sum of arrays."""
+  return _relu_by_result(values) if platform() == 'gpu' else nn.relu(values)
+
+
+@jax.custom_vjp
+def _relu_by_result(values):
+  """The gradient reads what comes of the sum; XLA would have a GPU read what goes in, and add it again."""
+  return jnp.maximum(values, 0)
+
+
+def _relu_forward(values):
+  result = _relu_by_result(values)
+  return result, result
+
+
+def _relu_backward(result, upstream):
+  return (jnp.where(result != 0, upstream, 0),)  # > 0 XLA would take for a question about the sum
+
+
+_relu_by_result.defvjp(_relu_forward, _relu_backward)
 
 
 class BasicBlock(nn.Module):
@@ -64,7 +88,7 @@ class BasicBlock(nn.Module):
     missing = self.width - shortcut.shape[-1]
     before = 0 if self.icarl else missing // 2
     shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (before, missing - before)))
-    return shortcut + residual if self.icarl else nn.relu(shortcut + residual)
+    return shortcut + residual if self.icarl else relu_of_sum(shortcut + residual)
 
 
 class ResNet(nn.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from abd_jax.models.batch_norm import BatchNorm
 from abd_jax.models.convolution import conv_general_dilated
-from abd_jax.models.resnet import Head, uniform_within
+from abd_jax.models.resnet import Head, relu_of_sum, uniform_within
 
 STAGE_WIDTHS = (64, 128, 256, 512)
 BLOCKS_PER_STAGE = 2
@@ -51,7 +51,7 @@ class ProjectionBlock(nn.Module):
     if self.stride > 1 or self.width != images_NHWC.shape[-1]:
       shortcut = _conv(self.width, 1, self.stride, self.dtype, 'conv_shortcut')(shortcut)
       shortcut = norm(name='bn_shortcut')(shortcut)
-    return nn.relu(shortcut + residual)
+    return relu_of_sum(shortcut + residual)
 
 
 class ResNet18(nn.Module):
