@@ -1,4 +1,4 @@
-"""Compiling for accelerators that are not there: on this machine's own device, and by TPU's compiler where it is."""
+"""Compiling for devices that are not there: on this machine's own in their place, and by their compilers if at hand."""
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from abd_jax import config, parallel, programs
-from abd_jax.benchmark import compile_for, hot_steps
+from abd_jax.benchmark import compile_for, gpus, hot_steps
 from abd_jax.errors import UserError
 from tests.documents import ROOT, shown
 
@@ -53,14 +53,17 @@ def test_what_is_compiled_is_for_the_platform_named_and_says_what_its_compiler_s
       return SimpleNamespace(argument_size_in_bytes=1, temp_size_in_bytes=2, output_size_in_bytes=4)
 
     def as_text(self):
-      return '"estimated_cycles":"7"'
+      return '\nENTRY %main (p: f32[]) -> f32[] {\n  %p = f32[] copy(%p), x={"estimated_cycles":"7"}\n}\n'
 
     jitted = property(lambda self: self)
 
   with parallel.compiled_for([SimpleNamespace(platform='tpu')]):
-    row = compile_for._compiled('abd', hot_steps.Hot(Step(), 1, None, lambda step: ()))
-  assert lowered == [('tpu',)]
+    row = compile_for._compiled(hot_steps.Hot(Step(), 1, None, lambda step: ()), 'v5e:2x2')
   assert (row['argument_bytes'], row['temporary_bytes'], row['cycles']) == (1, 2, 7)
+  with parallel.compiled_for([SimpleNamespace(platform='gpu')]):
+    row = compile_for._compiled(hot_steps.Hot(Step(), 1, None, lambda step: ()), 'h100')
+  assert (row['temporary_bytes'], row['kernels'], row['moved_bytes']) == (2, 1, 8)
+  assert lowered == [('tpu',), ('cuda',)]
 
 
 def test_programs_of_before_are_not_those_of_other_devices(monkeypatch):
@@ -89,9 +92,83 @@ def test_the_cycles_are_those_of_the_loop():
   assert compile_for._cycles(text.split('\n\n')[2]) == 90
 
 
-def test_the_readme_has_what_was_compiled():
-  files = (f'experiments/results/benchmark/tpu_v5e{kind}_compiled.json' for kind in ('', '_4', '_bfloat16'))
-  assert shown('compiled') == compile_for.markdown_table(*(json.loads((ROOT / file).read_text()) for file in files))
+# As XLA writes programs for GPUs, but for what stands behind the operands.
+PROGRAM = """HloModule jit_learn
+
+%fused (a: f32[8,4], b: pred[8,4]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %b = pred[8,4]{1,0} parameter(1)
+  ROOT %c = f32[8,4]{1,0} select(%b, %a, %a)
+}
+
+%body (carried: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %carried = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carried), index=0
+  %x = f32[8,4]{1,0} get-tuple-element(%carried), index=1
+  %half = bf16[8,4]{1,0} copy(%x), metadata={op_name="copy(%i)"}
+  %conv = (f32[8,4]{1,0}, u8[64]{0}) custom-call(%half, /*index=1*/%x), custom_call_target="__cudnn$convForward"
+  %y = f32[8,4]{1,0} get-tuple-element(%conv), index=0
+  %mask = pred[8,4]{1,0} fusion(%y), kind=kLoop, calls=%fused
+  %begun = f32[8,4]{1,0} all-reduce-start(%y), to_apply=%sum
+  %done = f32[8,4]{1,0} all-reduce-done(%begun)
+  ROOT %out = (s32[], f32[8,4]{1,0}) tuple(%i, %done)
+}
+
+ENTRY %main (p: f32[8,4]) -> f32[8,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  ROOT %loop = f32[8,4]{1,0} while(%p), condition=%never, body=%body
+}
+"""
+
+
+def test_what_a_gpu_would_launch_is_counted():
+  # copy: 128 + 64; convolution: 64 + 128 + 128 + 64; mask: 128 + 32; reduction: 128 + 128.
+  assert gpus.launches(PROGRAM) == (4, 192 + 384 + 160 + 256)
+  # A loop outside of which more is launched, none of it large; and no loop at all.
+  copies = ''.join(f'  %c{i} = f32[]{{}} copy(%c)\n' for i in range(9))
+  assert gpus.launches(PROGRAM.replace('  ROOT %loop', copies + '  ROOT %loop')) == (4, 992)
+  whole = PROGRAM[: PROGRAM.index('%body')] + PROGRAM[PROGRAM.index('ENTRY') :]
+  whole = whole.replace('while(%p), condition=%never, body=%body', 'fusion(%p), kind=kLoop, calls=%fused')
+  assert gpus.launches(whole) == (1, 256)
+
+
+@pytest.mark.parametrize('mark, kinds', [
+    ('compiled', ('tpu_v5e', 'tpu_v5e_4', 'tpu_v5e_bfloat16')),
+    ('compiled for GPUs', ('gpu_h100', 'gpu_h100_bfloat16')),
+    ('compiled before', ('gpu_h100_before', 'gpu_h100_bfloat16_before')),
+])
+def test_the_readme_has_what_was_compiled(mark, kinds):
+  files = (f'experiments/results/benchmark/{kind}_compiled.json' for kind in kinds)
+  assert shown(mark) == compile_for.markdown_table(*(json.loads((ROOT / file).read_text()) for file in files))
+
+
+def test_the_least_a_run_takes_is_what_its_steps_take():
+  found = json.loads((ROOT / 'experiments/results/benchmark/gpu_h100_compiled.json').read_text())
+  least = {row['step']: row['least_milliseconds'] / 60e3 for row in found['steps']}
+  minutes = 9750 * least['first'] + 87750 * least['abd'] + 45000 * least['generator']
+  assert f'({minutes:.1f} minutes for' in (ROOT / 'experiments/README.md').read_text()
+
+
+def test_gpus_are_told_to_the_compiler(monkeypatch):
+  asked = []
+
+  def describe(**kwargs):
+    asked.append(kwargs)
+    return SimpleNamespace(devices=['gpu'] * int(kwargs['topology'].split('x')[-1]))
+
+  monkeypatch.setattr(compile_for.topologies, 'get_topology_desc', describe)
+  for name, bandwidth in gpus.BANDWIDTH.items():
+    assert len(compile_for.chips(name)) == 1 and len(compile_for.chips(name, 4)) == 4
+    assert asked[-1]['platform'] == 'cuda' and f'memory_bandwidth: {bandwidth} ' in asked[-1]['target_config']
+  with pytest.raises(UserError, match='--chips=0 is not from 1 to the 1 of --topology=h100'):
+    compile_for.chips('h100', 0)
+
+  def refuse(**kwargs):
+    raise NotImplementedError('topology not implemented for cuda')
+
+  monkeypatch.setattr(compile_for.topologies, 'get_topology_desc', refuse)
+  with pytest.raises(UserError, match=r"topology not implemented for cuda\. It takes `pip install -e '\.\[cuda\]'`"):
+    compile_for.chips('h100')
 
 
 def test_what_cannot_be_compiled_for_is_a_sentence(monkeypatch):
@@ -114,16 +191,31 @@ def test_what_cannot_be_compiled_for_is_a_sentence(monkeypatch):
     compile_for.run(config.with_values(config.Config(), {**SMALL, 'parallel': 'pmap'}), 'v9')
 
 
-@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason="TPU's compiler is missing: pip install libtpu")
-@pytest.mark.parametrize('chips', [1, 4])
-def test_tpus_compiler_takes_every_hot_step(chips, tmp_path):
-  out = tmp_path / 'compiled.json'
+def _compiled_in_a_process(topology, chips, folder):
+  out = folder / 'compiled.json'
   said = [f'--{name}={value}'.lower() for name, value in SMALL.items()]
+  where = [f'--topology={topology}', f'--chips={chips}', f'--json={out}']
   process = subprocess.run(
-      [sys.executable, 'experiments/compile_for.py', '--topology=v5e:2x2', f'--chips={chips}', f'--json={out}', *said],
+      [sys.executable, 'experiments/compile_for.py', *where, *said],
       cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=400,
   )
   assert process.returncode == 0, process.stderr
   found = json.loads(out.read_text())
-  assert found['device'].startswith('TPU v5') and found['chips'] == chips
+  assert found['chips'] == chips
+  return found
+
+
+@pytest.mark.skipif(not importlib.util.find_spec('jax_cuda13_plugin'), reason="GPUs' compiler is missing: '.[cuda]'")
+@pytest.mark.parametrize('chips', [1, 4])
+def test_gpus_compiler_takes_every_hot_step(chips, tmp_path):
+  found = _compiled_in_a_process('h100', chips, tmp_path)
+  assert found['device'].startswith('NVIDIA H100')
+  assert all(100 < row['kernels'] < 1000 and row['moved_bytes'] > row['temporary_bytes'] > 0 for row in found['steps'])
+
+
+@pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason="TPU's compiler is missing: pip install libtpu")
+@pytest.mark.parametrize('chips', [1, 4])
+def test_tpus_compiler_takes_every_hot_step(chips, tmp_path):
+  found = _compiled_in_a_process('v5e:2x2', chips, tmp_path)
+  assert found['device'].startswith('TPU v5')
   assert all(row['cycles'] > 1e4 and row['temporary_bytes'] > 0 for row in found['steps'])

@@ -1,4 +1,4 @@
-"""The hot steps compiled for TPUs that are not there: whether they fit, and what their compiler makes of them."""
+"""The hot steps compiled for devices that are not there: whether they fit, and what the compiler makes of them."""
 
 import os
 import re
@@ -9,29 +9,33 @@ import numpy as np
 from jax.experimental import topologies
 
 from abd_jax import __version__, programs
+from abd_jax.benchmark import gpus
 from abd_jax.benchmark.hot_steps import hot_steps, prepared
 from abd_jax.errors import UserError
 from abd_jax.parallel import compiled_for, platform, shapes
 
 
 def chips(topology, count=None):
-  """The devices of a TPU topology, or the first `count` of them.
+  """The devices of a topology, or the first `count` of them.
 
   Args:
-    topology: as TPU's compiler names it: 'v5e:2x2'.
-    count: None for all.
+    topology: as TPU's compiler names it, 'v5e:2x2'; or one of `gpus.BANDWIDTH`, of as many as are asked for.
+    count: None for all, of a GPU for one.
 
   Raises:
     UserError: there is no such topology, not so many chips, or no compiler.
   """
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # a machine without TPU has nobody to ask what it is
+  if topology in gpus.BANDWIDTH:
+    takes = "`pip install -e '.[cuda]'`, and no GPU"
+    named = dict(platform='cuda', target_config=gpus.target(topology), topology=f'1x1x{max(1, count or 1)}')
+  else:
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # a machine without TPU has nobody to ask what it is
+    takes, named = '`pip install libtpu`, and no TPU', dict(platform='tpu', topology_name=topology)
   try:
-    found = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
+    found = topologies.get_topology_desc(**named).devices
   except (RuntimeError, ImportError, NotImplementedError, ValueError) as error:
     said = str(error).splitlines()[0].removesuffix('.')
-    raise UserError(
-        f'--topology={topology} cannot be compiled for: {said}. It takes `pip install libtpu`, and no TPU.'
-    ) from None
+    raise UserError(f'--topology={topology} cannot be compiled for: {said}. It takes {takes}.') from None
   if count is not None and not 1 <= count <= len(found):
     raise UserError(f'--chips={count} is not from 1 to the {len(found)} of --topology={topology}.')
   return tuple(found[:count])
@@ -46,8 +50,10 @@ def run(config, topology, count=None):
 
   Returns:
     {'ours', 'device', 'chips', 'steps': [...], ...}, JSON-able; of each step {'step', 'compile_seconds',
-    'argument_bytes', 'temporary_bytes', 'cycles'}, the bytes those of one chip. `cycles` is what the compiler expects
-    one step to take, of a clock that it does not name: for comparing programs, no measurement.
+    'argument_bytes', 'temporary_bytes'}, the bytes those of one chip, and what it says of one step: of a TPU 'cycles',
+    that its compiler expects, of a clock that it does not name; of a GPU 'kernels' launched, 'moved_bytes' as
+    `gpus.launches` counts them, and 'least_milliseconds', that these take at the memory's full bandwidth. All are for
+    comparing programs, no measurement.
 
   Raises:
     UserError: as `chips`; the batch cannot be shared; --parallel=pmap, which compiles where it runs.
@@ -58,7 +64,7 @@ def run(config, topology, count=None):
   with compiled_for(devices):
     programs.clear()  # what was built so far is for this machine
     try:
-      steps = [_compiled(name, hot) for name, hot in _hot_steps(config).items()]
+      steps = [{'step': name, **_compiled(hot, topology)} for name, hot in _hot_steps(config).items()]
     finally:
       programs.clear()
   return {
@@ -79,16 +85,21 @@ def _hot_steps(config):
   return hot_steps(config, tasks, built, *shapes((*states, *tasks.train(1))))
 
 
-def _compiled(name, hot):
+def _compiled(hot, topology):
   since = time.perf_counter()
-  compiled = hot.step.jitted.trace(hot.state, *hot.others(0)).lower(lowering_platforms=(platform(),)).compile()
-  memory = compiled.memory_analysis()
-  return {
-      'step': name,
-      'compile_seconds': time.perf_counter() - since,
+  kind = 'cuda' if platform() == 'gpu' else platform()
+  compiled = hot.step.jitted.trace(hot.state, *hot.others(0)).lower(lowering_platforms=(kind,)).compile()
+  seconds, memory, text = time.perf_counter() - since, compiled.memory_analysis(), compiled.as_text()
+  said = {
+      'compile_seconds': seconds,
       'argument_bytes': memory.argument_size_in_bytes,
       'temporary_bytes': memory.temp_size_in_bytes,
-      'cycles': _cycles(compiled.as_text()),
+  }
+  if topology not in gpus.BANDWIDTH:
+    return said | {'cycles': _cycles(text)}
+  kernels, moved = gpus.launches(text)
+  return said | {
+      'kernels': kernels, 'moved_bytes': moved, 'least_milliseconds': 1e3 * moved / gpus.BANDWIDTH[topology]
   }
 
 
@@ -98,18 +109,27 @@ def _cycles(text):
   return max(sum(map(int, re.findall(r'"estimated_cycles":"(\d+)"', one))) for one in computations)
 
 
+# Heading, what it is of a step, its unit, its digits.
+_OF_STEP = (
+    ('seconds to compile', 'compile_seconds', 1, 0),
+    ('MB held', 'argument_bytes', 1e6, 0),
+    ('MB in use', 'temporary_bytes', 1e6, 0),
+    ('million cycles expected', 'cycles', 1e6, 2),
+    ('kernels', 'kernels', 1, 0),
+    ('GB moved', 'moved_bytes', 1e9, 2),
+    ('ms at full bandwidth', 'least_milliseconds', 1, 2),
+)
+
+
 def markdown_table(*found):
-  """What `run` found, for people: of one run of it, or of several."""
-  columns = (
-      'chips', 'student', 'pixels', 'batch', 'precision', 'step', 'seconds to compile', 'MB held', 'MB in use',
-      'million cycles expected',
-  )
+  """What `run` found, for people: of one run of it, or of several for one kind of devices."""
+  of_step = [column for column in _OF_STEP if column[1] in found[0]['steps'][0]]
+  columns = ('chips', 'student', 'pixels', 'batch', 'precision', 'step', *(column[0] for column in of_step))
   lines = [columns, ['---'] * len(columns)]
   lines += [
       (
           f'{one["chips"]} x {one["device"]}', one['student'], one['image_size'], one['batch_size'], one['precision'],
-          row['step'], f'{row["compile_seconds"]:.0f}', f'{row["argument_bytes"] / 1e6:.0f}',
-          f'{row["temporary_bytes"] / 1e6:.0f}', f'{row["cycles"] / 1e6:.2f}',
+          row['step'], *(f'{row[name] / unit:.{digits}f}' for _, name, unit, digits in of_step),
       )
       for one in found
       for row in one['steps']
