@@ -15,6 +15,8 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
   _cache = tempfile.TemporaryDirectory(prefix='abd_jax_compilations_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
+# LLVM's optimisations take longer than they save where a program runs for a second.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 # The files that take minutes, first: they would be the last to end, with one worker alone.
 _LONGEST = ('test_processes', 'test_resume', 'test_train', 'test_folder', 'test_parallel', 'test_methods', 'test_cli')

@@ -80,7 +80,7 @@ def stand_in(monkeypatch, tmp_path):
   monkeypatch.setattr(timing.subprocess, 'Popen', lambda command, **kw: popen([sys.executable, str(script)], **kw))
 
 
-def test_all_sides_are_timed_in_turn_and_told_apart(stand_in):
+def test_all_sides_are_timed_in_turn_and_told_apart(stand_in, small):
   found = timing.run(config.with_values(SMALL, {'seeds': (0, 1)}), repeats=2, seconds=0.01, against='anywhere')
   assert found['authors'] == 'a stand-in' and [row['step'] for row in found['steps']] == list(hot_steps.STEPS)
   for row in found['steps']:

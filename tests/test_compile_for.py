@@ -20,7 +20,7 @@ SMALL = dict(
 )
 
 
-def test_steps_are_compiled_for_the_devices_named(monkeypatch):
+def test_steps_are_compiled_for_the_devices_named(monkeypatch, small):
   monkeypatch.setattr(compile_for, 'chips', lambda topology, count: tuple(jax.devices()[:1]))
   found = compile_for.run(config.with_values(config.Config(), SMALL), 'anything', 1)
   assert [row['step'] for row in found['steps']] == list(hot_steps.STEPS) and found['chips'] == 1
