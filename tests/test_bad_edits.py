@@ -131,7 +131,8 @@ def test_pictures_edited_by_hand(tmp_path):
 
 @pytest.mark.parametrize('changes, reason', [
     ({'method': 'base'}, 'its method is base'),
-    ({'class_order': RESULTS['class_order'][::-1]}, 'it meets the classes in another order, that of seed 0'),
+    ({'class_order': RESULTS['class_order'][::-1]},
+     'it meets the classes in another order, that of seed 0 and --class_order=auto'),
     ({'student': 'resnet20'}, 'its student is resnet20, not resnet8'),
 ])
 def test_upper_bounds_that_are_none(tmp_path, changes, reason):

@@ -29,17 +29,23 @@ def test_steps_are_compiled_for_the_devices_named(monkeypatch, small):
   assert 0 < first['argument_bytes'] < abd['argument_bytes'] < generator['argument_bytes']
   assert all(row['temporary_bytes'] > 0 and row['compile_seconds'] > 0 for row in found['steps'])
   assert compile_for.markdown_table(found, found).count('| float32 | abd | ') == 2
+  assert compile_for.markdown_table(found, {**found, 'seeds': 3}).count('| float32 | 3 | abd | ') == 1
   # Nothing of it is left to those who run here.
   assert programs._learn.cache_info().currsize == 0 and parallel._mesh() is None
 
 
 def test_what_is_compiled_is_for_the_platform_named_and_says_what_its_compiler_says():
-  lowered = []
+  lowered, asked = [], []
 
   class Step:
     """A `CompiledStep` and all that its `jitted` leads to."""
 
+    def of_several(self, count):
+      asked.append(count)
+      return self
+
     def trace(self, *arguments):
+      asked.append(arguments)
       return self
 
     def lower(self, lowering_platforms):
@@ -61,9 +67,9 @@ def test_what_is_compiled_is_for_the_platform_named_and_says_what_its_compiler_s
     row = compile_for._compiled(hot_steps.Hot(Step(), 1, None, lambda step: ()), 'v5e:2x2')
   assert (row['argument_bytes'], row['temporary_bytes'], row['cycles']) == (1, 2, 7)
   with parallel.compiled_for([SimpleNamespace(platform='gpu')]):
-    row = compile_for._compiled(hot_steps.Hot(Step(), 1, None, lambda step: ()), 'h100')
+    row = compile_for._compiled(hot_steps.Hot(Step(), 1, 'state', lambda step: ('place',)), 'h100', seeds=3)
   assert (row['temporary_bytes'], row['kernels'], row['moved_bytes']) == (2, 1, 8)
-  assert lowered == [('tpu',), ('cuda',)]
+  assert lowered == [('tpu',), ('cuda',)] and asked == [(None,), 3, (('state',) * 3, ('place',) * 3)]
 
 
 def test_programs_of_before_are_not_those_of_other_devices(monkeypatch):
@@ -136,6 +142,7 @@ def test_what_a_gpu_would_launch_is_counted():
     ('compiled', ('tpu_v5e', 'tpu_v5e_4', 'tpu_v5e_bfloat16')),
     ('compiled for GPUs', ('gpu_h100', 'gpu_h100_bfloat16')),
     ('compiled before', ('gpu_h100_before', 'gpu_h100_bfloat16_before')),
+    ('compiled for three seeds', ('gpu_h100_three_seeds',)),
 ])
 def test_the_readme_has_what_was_compiled(mark, kinds):
   files = (f'experiments/results/benchmark/{kind}_compiled.json' for kind in kinds)
@@ -147,6 +154,19 @@ def test_the_least_a_run_takes_is_what_its_steps_take():
   least = {row['step']: row['least_milliseconds'] / 60e3 for row in found['steps']}
   minutes = 9750 * least['first'] + 87750 * least['abd'] + 45000 * least['generator']
   assert f'({minutes:.1f} minutes for' in (ROOT / 'experiments/README.md').read_text()
+
+
+def test_what_several_seeds_launch_and_move_is_against_as_many_runs():
+  one, three = (
+      json.loads((ROOT / f'experiments/results/benchmark/gpu_h100{kind}_compiled.json').read_text())['steps']
+      for kind in ('', '_three_seeds')
+  )
+  said = []
+  for name in ('kernels', 'moved_bytes'):
+    times = [together[name] / (3 * alone[name]) for alone, together in zip(one, three, strict=True)]
+    said.append(f'{min(times):.2f} to {max(times):.2f} times')
+  text = ' '.join((ROOT / 'experiments/README.md').read_text().split())
+  assert f'launch {said[0]} what three runs in turns do and move {said[1]} as much' in text
 
 
 def test_gpus_are_told_to_the_compiler(monkeypatch):

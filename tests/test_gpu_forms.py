@@ -39,13 +39,14 @@ def bent(variables):
   return jax.tree.unflatten(structure, [np.float32(leaf) for leaf in drawn])
 
 
-def test_the_authors_figures_are_reached(as_on_a_gpu, monkeypatch):
-  figures, model, variables = test_golden.recorded('golden_resnet8')
-  golden = figures, model, variables, test_golden.TOLERANCES['golden_resnet8']
+@pytest.mark.parametrize('name, norms', [('golden_resnet8', 7), ('golden_resnet32', 31)])
+def test_the_authors_figures_are_reached(as_on_a_gpu, monkeypatch, name, norms):
+  figures, model, variables = test_golden.recorded(name)
+  golden = figures, model, variables, test_golden.TOLERANCES[name]
   test_golden.test_inversion_terms_and_image_gradient(golden)
   test_golden.test_five_steps_of_generator_training(golden)
   teacher = folding.fold(model, states.TeacherState(**variables), (32, 32, 3))
-  assert len(teacher.convolutions) == 7
+  assert len(teacher.convolutions) == norms
   monkeypatch.setattr(states, 'TeacherState', lambda **variables: teacher)
   test_golden.test_four_successive_steps_of_a_method(golden, 'abd')
 

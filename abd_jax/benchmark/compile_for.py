@@ -45,7 +45,7 @@ def run(config, topology, count=None):
   """Compiles the steps that `timing` times, as a run of `config` on these chips would.
 
   Args:
-    config: of steps as `timing.run` times them.
+    config: of steps as `timing.run` times them; those of several `seeds` as one program.
     topology, count: as for `chips`.
 
   Returns:
@@ -60,11 +60,11 @@ def run(config, topology, count=None):
   """
   if config.parallel == 'pmap':
     raise UserError('--parallel=pmap compiles for the devices of its own process alone.')
-  devices = chips(topology, count)
+  devices, seeds = chips(topology, count), max(1, len(config.seeds))
   with compiled_for(devices):
     programs.clear()  # what was built so far is for this machine
     try:
-      steps = [{'step': name, **_compiled(hot, topology)} for name, hot in _hot_steps(config).items()]
+      steps = [{'step': name, **_compiled(hot, topology, seeds)} for name, hot in _hot_steps(config).items()]
     finally:
       programs.clear()
   return {
@@ -75,6 +75,7 @@ def run(config, topology, count=None):
       'batch_size': config.optimisation.batch_size,
       'image_size': config.image_size or 32,
       'precision': config.precision,
+      'seeds': seeds,
       'steps': steps,
   }
 
@@ -85,10 +86,13 @@ def _hot_steps(config):
   return hot_steps(config, tasks, built, *shapes((*states, *tasks.train(1))))
 
 
-def _compiled(hot, topology):
+def _compiled(hot, topology, seeds=1):
+  step, arguments = hot.step, (hot.state, *hot.others(0))
+  if seeds > 1:
+    step, arguments = step.of_several(seeds), [(argument,) * seeds for argument in arguments]
   since = time.perf_counter()
   kind = 'cuda' if platform() == 'gpu' else platform()
-  compiled = hot.step.jitted.trace(hot.state, *hot.others(0)).lower(lowering_platforms=(kind,)).compile()
+  compiled = step.jitted.trace(*arguments).lower(lowering_platforms=(kind,)).compile()
   seconds, memory, text = time.perf_counter() - since, compiled.memory_analysis(), compiled.as_text()
   said = {
       'compile_seconds': seconds,
@@ -124,12 +128,15 @@ _OF_STEP = (
 def markdown_table(*found):
   """What `run` found, for people: of one run of it, or of several for one kind of devices."""
   of_step = [column for column in _OF_STEP if column[1] in found[0]['steps'][0]]
-  columns = ('chips', 'student', 'pixels', 'batch', 'precision', 'step', *(column[0] for column in of_step))
+  of_run = ['student', 'image_size', 'batch_size', 'precision']
+  of_run += ['seeds'] if any(one.get('seeds', 1) > 1 for one in found) else []
+  heads = {'image_size': 'pixels', 'batch_size': 'batch', 'seeds': 'seeds at once'}
+  columns = ('chips', *(heads.get(name, name) for name in of_run), 'step', *(column[0] for column in of_step))
   lines = [columns, ['---'] * len(columns)]
   lines += [
       (
-          f'{one["chips"]} x {one["device"]}', one['student'], one['image_size'], one['batch_size'], one['precision'],
-          row['step'], *(f'{row[name] / unit:.{digits}f}' for _, name, unit, digits in of_step),
+          f'{one["chips"]} x {one["device"]}', *(one.get(name, 1) for name in of_run), row['step'],
+          *(f'{row[name] / unit:.{digits}f}' for _, name, unit, digits in of_step),
       )
       for one in found
       for row in one['steps']

@@ -42,7 +42,8 @@ def _objection(bound, setting, classes_seen):
     if its_flags[name] != value:
       return f'its {name} is {its_flags[name]}, not {value}'
   if its_order != order:
-    return f'it meets the classes in another order, that of seed {bound.seed}'
+    rule = bound.config['class_order']
+    return f'it meets the classes in another order, that of seed {bound.seed} and --class_order={rule}'
   missing = [seen for seen in classes_seen if seen not in _stages(bound)]
   if missing:
     return f'it was not trained on {missing[0]} classes'
