@@ -107,13 +107,15 @@ def test_a_folded_network_says_the_same_with_as_many_convolutions(name, norms, p
 
 
 class Odd(nn.Module):
-  """A norm before any convolution, one after a convolution with a bias, one after another module."""
+  """Norms before any convolution, after one with a bias, the same after another, after other things, a bare one."""
 
   @nn.compact
   def __call__(self, images, train):
-    norm = lambda name: BatchNorm(use_running_average=not train, epsilon=0.5, name=name)
+    norm = lambda name, **parts: BatchNorm(use_running_average=not train, epsilon=0.5, name=name, **parts)
     x = norm('first')(images)
-    x = nn.relu(norm('folded')(nn.Conv(4, (3, 3), name='conv')(x)))
+    twice = norm('twice')
+    x = twice(nn.Conv(4, (3, 3), name='one')(x)) + twice(nn.Conv(4, (1, 1), name='other')(x))
+    x = norm('bare', use_scale=False, use_bias=False)(nn.Conv(4, (3, 3), name='conv')(x))
     x = norm('later')(nn.relu(nn.Conv(4, (1, 1))(x)))
     return norm('last')(nn.Dense(2)(x))
 
@@ -123,7 +125,7 @@ def test_only_a_norm_right_after_a_convolution_is_folded():
   variables = bent(Odd().init(jax.random.key(0), images, train=False))
   state = states.TeacherState(variables['params'], variables['batch_stats'])
   folded = folding.fold(Odd(), state, images.shape[1:])
-  assert list(folded.convolutions) == ['folded']
+  assert list(folded.convolutions) == ['one twice', 'other twice', 'conv bare']
   close(folding.apply(Odd(), folded, images), Odd().apply(variables, images, train=False))
 
 

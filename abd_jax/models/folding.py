@@ -5,7 +5,6 @@ of a frozen network's passes over activations are saved. The modules are caught 
 """
 
 import functools
-import operator
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +19,7 @@ from abd_jax.models.batch_norm import BatchNorm
 class Folded:
   """A frozen classifier's parameters and statistics, and what `apply` takes in their place.
 
-  `convolutions` are (kernel [kh, kw, C, F], offset f32[F]) by the path of the BatchNorm that they make superfluous.
+  `convolutions` are (kernel [kh, kw, C, F], offset [F]) by the names of a convolution and of the BatchNorm behind it.
   """
 
   params: Any
@@ -40,25 +39,10 @@ def fold(model, frozen, image_shape):
     frozen: its `params` and `batch_stats`.
     image_shape: (H, W, C).
   """
-  convolutions = {}
-
-  def fold_one(norm, conv, images):
-    del images
-    of = lambda tree, path: functools.reduce(operator.getitem, path, tree)
-    scaled, kept = of(frozen.params, norm.path), of(frozen.batch_stats, norm.path)
-    factor_C = jax.lax.rsqrt(kept['var'] + norm.epsilon) * scaled.get('scale', 1)
-    of_conv = of(frozen.params, conv.path)
-    offset_C = (of_conv.get('bias', 0) - kept['mean']) * factor_C + scaled.get('bias', 0)
-    folded = of_conv['kernel'] * factor_C, offset_C
-    convolutions['/'.join(norm.path)] = tuple(array.astype(norm.dtype) for array in folded)
-
   met = []
-  meet = lambda *modules: met.append(modules)
-  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  jax.eval_shape(lambda images: _watched(model, frozen.variables, images, meet), images)
-  for modules in met:
-    fold_one(*modules)
-  return Folded(frozen.params, frozen.batch_stats, convolutions)
+  watch = lambda images: _watched(model, frozen.variables, images, lambda conv, norm, _: met.append((conv, norm)))
+  jax.eval_shape(watch, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+  return Folded(frozen.params, frozen.batch_stats, {_names(*pair): _as_one(*pair, frozen) for pair in met})
 
 
 def apply(model, frozen, images_NHWC, **kwargs):
@@ -72,24 +56,38 @@ def apply(model, frozen, images_NHWC, **kwargs):
   """
   convolutions = frozen.convolutions if isinstance(frozen, Folded) else {}
 
-  def convolve(norm, conv, images):
-    if '/'.join(norm.path) not in convolutions:
+  def convolve(conv, norm, images):
+    if _names(conv, norm) not in convolutions:
       return None
-    kernel, offset_C = convolutions['/'.join(norm.path)]
+    kernel, offset_F = convolutions[_names(conv, norm)]
     plain = conv.clone(parent=None, use_bias=False)
-    return plain.apply({'params': {'kernel': kernel}}, images) + offset_C
+    return plain.apply({'params': {'kernel': kernel}}, images) + offset_F
 
   return _watched(model, frozen.variables, images_NHWC, convolve, **kwargs)
 
 
+def _names(conv, norm):
+  return ' '.join('/'.join(module.path) for module in (conv, norm))
+
+
+def _as_one(conv, norm, frozen):
+  """(kernel, offset) of a convolution that does the work of both."""
+  of = lambda tree, module: functools.reduce(lambda inner, name: inner.get(name, {}), module.path, tree)
+  convolution, scaled, kept = of(frozen.params, conv), of(frozen.params, norm), of(frozen.batch_stats, norm)
+  factor_F = jax.lax.rsqrt(kept['var'] + norm.epsilon) * scaled.get('scale', 1)
+  offset_F = (convolution.get('bias', 0) - kept['mean']) * factor_F + scaled.get('bias', 0)
+  return (convolution['kernel'] * factor_F).astype(norm.dtype), offset_F.astype(norm.dtype)
+
+
 def _watched(model, variables, images_NHWC, meet, **kwargs):
-  """`model.apply` in eval mode; `meet` may do the work of a BatchNorm and the convolution before it, on its images."""
+  """`model.apply` in eval mode; `meet` may do the work of a convolution and the BatchNorm behind it, on its images."""
   convolved = {}
 
   def catch(call, args, its_kwargs, context):
     module = context.module
     if context.method_name == '__call__' and isinstance(module, BatchNorm) and id(args[0]) in convolved:
-      done = meet(module, *convolved[id(args[0])][1:])
+      _, conv, images = convolved[id(args[0])]
+      done = meet(conv, module, images)
       if done is not None:
         return done
     result = call(*args, **its_kwargs)
