@@ -52,7 +52,7 @@ def run(config, topology, count=None):
     {'ours', 'device', 'chips', 'steps': [...], ...}, JSON-able; of each step {'step', 'compile_seconds',
     'argument_bytes', 'temporary_bytes'}, the bytes those of one chip, and what it says of one step: of a TPU 'cycles',
     that its compiler expects, of a clock that it does not name; of a GPU 'kernels' launched, 'moved_bytes' as
-    `gpus.launches` counts them, and 'least_milliseconds', that these take at the memory's full bandwidth. All are for
+    `gpus.launches` counts them, and 'bandwidth_milliseconds', that these take at the memory's full bandwidth. All are for
     comparing programs, no measurement.
 
   Raises:
@@ -103,7 +103,7 @@ def _compiled(hot, topology, seeds=1):
     return said | {'cycles': _cycles(text)}
   kernels, moved = gpus.launches(text)
   return said | {
-      'kernels': kernels, 'moved_bytes': moved, 'least_milliseconds': 1e3 * moved / gpus.BANDWIDTH[topology]
+      'kernels': kernels, 'moved_bytes': moved, 'bandwidth_milliseconds': 1e3 * moved / gpus.BANDWIDTH[topology]
   }
 
 
@@ -121,7 +121,7 @@ _OF_STEP = (
     ('million cycles expected', 'cycles', 1e6, 2),
     ('kernels', 'kernels', 1, 0),
     ('GB moved', 'moved_bytes', 1e9, 2),
-    ('ms at full bandwidth', 'least_milliseconds', 1, 2),
+    ('ms at full bandwidth', 'bandwidth_milliseconds', 1, 2),
 )
 
 
