@@ -52,8 +52,8 @@ def run(config, topology, count=None):
     {'ours', 'device', 'chips', 'steps': [...], ...}, JSON-able; of each step {'step', 'compile_seconds',
     'argument_bytes', 'temporary_bytes'}, the bytes those of one chip, and what it says of one step: of a TPU 'cycles',
     that its compiler expects, of a clock that it does not name; of a GPU 'kernels' launched, 'moved_bytes' as
-    `gpus.launches` counts them, and 'bandwidth_milliseconds', that these take at the memory's full bandwidth. All are for
-    comparing programs, no measurement.
+    `gpus.launches` counts them, and 'bandwidth_milliseconds', that these take at the memory's full bandwidth. All are
+    for comparing programs, no measurement.
 
   Raises:
     UserError: as `chips`; the batch cannot be shared; --parallel=pmap, which compiles where it runs.
