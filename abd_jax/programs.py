@@ -248,7 +248,7 @@ def _learn(phase, networks, optimisation, augmentation, hparams, of_images):
 
   def frozen(state):
     # Elsewhere XLA has an offset and a ReLU behind a convolution for nothing, or nothing to have them for.
-    folds = state is not None and platform() == 'gpu'
+    folds = state is not None and platform() == 'gpu' and getattr(networks.classifier, 'foldable', False)
     return folding.fold(networks.classifier, state, networks.image_shape) if folds else state
 
   def learn(student, place, count, teacher, generator, images, labels, rows_LB, past, seen, learning_rate, before):

@@ -1,6 +1,6 @@
 """Compiles the three hot steps for devices that are not there.
 
-For TPUs `pip install libtpu` is needed, for GPUs `pip install -e '.[cuda]'`, and neither of these.
+For TPUs `pip install libtpu` is needed, for GPUs `pip install -e '.[cuda]'`, and no such device.
 
   python experiments/compile_for.py --topology=v5e:2x2 --json=compiled.json
   python experiments/compile_for.py --topology=h100

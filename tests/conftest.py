@@ -29,6 +29,17 @@ def pytest_collection_modifyitems(items):
 # The library is imported within fixtures: what stands above comes first.
 
 
+@pytest.fixture
+def optimised():
+  """Programs as users have them compiled."""
+  import jax
+
+  before = jax.config.read('jax_disable_most_optimizations')
+  jax.config.update('jax_disable_most_optimizations', False)
+  yield
+  jax.config.update('jax_disable_most_optimizations', before)
+
+
 @pytest.fixture(scope='session')
 def digits():
   from abd_jax import data

@@ -36,13 +36,7 @@ TOLERANCES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def optimised():
-  """Programs as users have them compiled."""
-  before = jax.config.read('jax_disable_most_optimizations')
-  jax.config.update('jax_disable_most_optimizations', False)
-  yield
-  jax.config.update('jax_disable_most_optimizations', before)
+pytestmark = pytest.mark.usefixtures('optimised')
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """What is written otherwise for GPUs, run as it is there on this machine's device: the same figures."""
 
 import functools
+import importlib.util
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from abd_jax import parallel, programs, states
+from abd_jax.benchmark import compile_for
 from abd_jax.benchmark.hot_steps import hot_steps, prepared
 from abd_jax.config import Config, with_values
 from abd_jax.models import batch_norm, folding, generator, make_student, resnet
@@ -40,7 +42,7 @@ def bent(variables):
 
 
 @pytest.mark.parametrize('name, norms', [('golden_resnet8', 7), ('golden_resnet32', 31)])
-def test_the_authors_figures_are_reached(as_on_a_gpu, monkeypatch, name, norms):
+def test_the_authors_figures_are_reached(as_on_a_gpu, optimised, monkeypatch, name, norms):
   figures, model, variables = test_golden.recorded(name)
   golden = figures, model, variables, test_golden.TOLERANCES[name]
   test_golden.test_inversion_terms_and_image_gradient(golden)
@@ -94,7 +96,7 @@ def test_a_folded_network_says_the_same_with_as_many_convolutions(name, norms, p
   variables = bent(test_models.initial(model, images))
   state = states.TeacherState(variables['params'], variables['batch_stats'])
   folded = jax.jit(lambda state: folding.fold(model, state, images.shape[1:]))(state)
-  assert len(folded.convolutions) == norms
+  assert model.foldable and len(folded.convolutions) == norms
 
   @functools.partial(jax.jit, compiler_options=parallel.compiler_options(runs_once=True))
   def features(state):
@@ -106,17 +108,28 @@ def test_a_folded_network_says_the_same_with_as_many_convolutions(name, norms, p
   assert program.count('custom_call_target="abd_convolve"') + program.count(' convolution(') == norms
 
 
+class Own(nn.Conv):
+  """A convolution that is not what it is called."""
+
+  def __call__(self, images):
+    return 2 * super().__call__(images)
+
+
 class Odd(nn.Module):
-  """Norms before any convolution, after one with a bias, the same after another, after other things, a bare one."""
+  """Norms before any convolution, after two, after none, without parameters; convolutions of another kind."""
 
   @nn.compact
   def __call__(self, images, train):
     norm = lambda name, **parts: BatchNorm(use_running_average=not train, epsilon=0.5, name=name, **parts)
+    conv = functools.partial(nn.Conv, 4, dtype=jnp.float32)
     x = norm('first')(images)
     twice = norm('twice')
-    x = twice(nn.Conv(4, (3, 3), name='one')(x)) + twice(nn.Conv(4, (1, 1), name='other')(x))
-    x = norm('bare', use_scale=False, use_bias=False)(nn.Conv(4, (3, 3), name='conv')(x))
-    x = norm('later')(nn.relu(nn.Conv(4, (1, 1))(x)))
+    x = twice(conv((3, 3), name='one')(x)) + twice(conv((1, 1), name='other')(x))
+    x = norm('bare', use_scale=False, use_bias=False)(conv((3, 3), name='conv')(x))
+    x = norm('weighted')(nn.WeightNorm(conv((1, 1), name='inner'), name='weight')(x))
+    x = norm('own')(Own(4, (1, 1), dtype=jnp.float32)(x))
+    x = norm('mixed')(nn.Conv(4, (1, 1), dtype=jnp.bfloat16)(x))
+    x = norm('later')(nn.relu(conv((1, 1))(x)))
     return norm('last')(nn.Dense(2)(x))
 
 
@@ -125,7 +138,7 @@ def test_only_a_norm_right_after_a_convolution_is_folded():
   variables = bent(Odd().init(jax.random.key(0), images, train=False))
   state = states.TeacherState(variables['params'], variables['batch_stats'])
   folded = folding.fold(Odd(), state, images.shape[1:])
-  assert list(folded.convolutions) == ['one twice', 'other twice', 'conv bare']
+  assert [*folded.convolutions] == ['one twice', 'other twice', 'conv bare', 'inner weighted']
   close(folding.apply(Odd(), folded, images), Odd().apply(variables, images, train=False))
 
 
@@ -152,3 +165,15 @@ def test_calls_of_the_hot_steps_come_to_the_same(small, as_on_a_gpu, monkeypatch
   programs.clear()
   close(found, moved())
   assert len(folded) == 1
+
+
+@pytest.mark.skipif(not importlib.util.find_spec('jax_cuda13_plugin'), reason="GPUs' compiler is missing: '.[cuda]'")
+def test_less_is_launched_and_moved(monkeypatch, optimised):
+  settings = with_values(Config(), dict(dataset='random', num_tasks=10, student='resnet8', batch_size=32))
+  launched = []
+  for kind in ('gpu', 'tpu'):
+    for module in (batch_norm, generator, resnet, programs):
+      monkeypatch.setattr(module, 'platform', lambda kind=kind: kind)
+    launched.append(compile_for.run(settings, 'h100')['steps'])
+  for ours, usual in zip(*launched, strict=True):
+    assert ours['kernels'] < usual['kernels'] and ours['moved_bytes'] < usual['moved_bytes'], (ours, usual)

@@ -45,7 +45,7 @@ def run(config, topology, count=None):
   """Compiles the steps that `timing` times, as a run of `config` on these chips would.
 
   Args:
-    config: of steps as `timing.run` times them; those of several `seeds` as one program.
+    config: of steps as `timing.run` times them; those of several `seeds` as one program, unless they take turns.
     topology, count: as for `chips`.
 
   Returns:
@@ -60,7 +60,7 @@ def run(config, topology, count=None):
   """
   if config.parallel == 'pmap':
     raise UserError('--parallel=pmap compiles for the devices of its own process alone.')
-  devices, seeds = chips(topology, count), max(1, len(config.seeds))
+  devices, seeds = chips(topology, count), 1 if config.seeds_in == 'turns' else max(1, len(config.seeds))
   with compiled_for(devices):
     programs.clear()  # what was built so far is for this machine
     try:

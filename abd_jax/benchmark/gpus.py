@@ -36,7 +36,7 @@ _ARRAY = re.compile(r'\b(pred|bf16|[sufc]\d+)\[([\d,]*)\]')
 _INSTRUCTION = re.compile(r' +(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)')
 # What is no kernel, copy or library call. Of a loop its body is.
 _NAMES_ALONE = {
-    'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call', 'after-all',
+    'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'after-all',
     'partition-id', 'replica-id',
 }
 

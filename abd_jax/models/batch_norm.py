@@ -11,12 +11,12 @@ from abd_jax.parallel import mean_over, platform
 
 
 def _sums(*arrays):
-  """f32[A, C]: the sums of A arrays [N, ..., C] over all dimensions but the last."""
-  rows, *pixels = range(arrays[0].ndim - 1)
-  if platform() == 'gpu':
+  """f32[A, C]: the sums of A arrays [..., C] over all dimensions but the last."""
+  dimensions = tuple(range(arrays[0].ndim - 1))
+  if platform() == 'gpu' and len(dimensions) > 1:
     # XLA sums there in two kernels, the second one for each array. Told what the first is to leave, it has one for all.
-    return jnp.sum(jnp.stack([jnp.sum(array, pixels) for array in arrays]), axis=1)
-  return jnp.stack([jnp.sum(array, (rows, *pixels)) for array in arrays])
+    return jnp.sum(jnp.stack([jnp.sum(array, dimensions[1:]) for array in arrays]), axis=1)
+  return jnp.stack([jnp.sum(array, dimensions) for array in arrays])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -56,7 +56,6 @@ def _moments_backward(axis, kept, upstream):
 moments.defvjp(_moments_forward, _moments_backward)
 
 
-@jax.custom_vjp
 def _affine(values, factor_C, offset_C):
   """f32[..., C]: one product of the values themselves: of (x - mean) a gradient would keep another array as large."""
   return values * factor_C + offset_C
@@ -72,7 +71,9 @@ def _affine_backward(kept, upstream):
   return (upstream * factor_C).astype(values.dtype), to_factor_C, to_offset_C
 
 
-_affine.defvjp(_affine_forward, _affine_backward)
+# With the sums of its gradient as above.
+_affine_summed = jax.custom_vjp(_affine)
+_affine_summed.defvjp(_affine_forward, _affine_backward)
 
 
 class BatchNorm(nn.Module):
@@ -113,4 +114,5 @@ class BatchNorm(nn.Module):
     offset_C = -mean_C * factor_C
     if self.use_bias:
       offset_C += self.param('bias', nn.initializers.zeros, channels)
-    return _affine(x, factor_C, offset_C).astype(self.dtype)
+    affine = _affine_summed if platform() == 'gpu' else _affine
+    return affine(x, factor_C, offset_C).astype(self.dtype)

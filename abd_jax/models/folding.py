@@ -4,7 +4,6 @@ Of the norm an offset is left, which a GPU's convolution adds itself, with the s
 of a frozen network's passes over activations are saved. The modules are caught at work, so a model needs no change.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -32,21 +31,26 @@ class Folded:
 
 
 def fold(model, frozen, image_shape):
-  """A frozen classifier as `Folded`, computed once for many calls of `apply`.
+  """A frozen classifier as `Folded`, computed once for many calls of `apply`, within a compiled program.
 
   Args:
     model: its Linen module. A BatchNorm is folded where what goes in came out of a convolution.
     frozen: its `params` and `batch_stats`.
     image_shape: (H, W, C).
   """
-  met = []
-  watch = lambda images: _watched(model, frozen.variables, images, lambda conv, norm, _: met.append((conv, norm)))
-  jax.eval_shape(watch, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-  return Folded(frozen.params, frozen.batch_stats, {_names(*pair): _as_one(*pair, frozen) for pair in met})
+  convolutions = {}
+
+  def remember(conv, norm, images):
+    del images
+    convolutions[_names(conv, norm)] = _as_one(conv, norm)
+
+  # An image for the modules to be at work on; what they make of it nobody asks for.
+  _watched(model, frozen.variables, jnp.zeros((1, *image_shape)), remember)
+  return Folded(frozen.params, frozen.batch_stats, convolutions)
 
 
 def apply(model, frozen, images_NHWC, **kwargs):
-  """`model.apply` in eval mode, but for rounding.
+  """`model.apply` in eval mode, but for rounding where `frozen` is `Folded`.
 
   Args:
     model: a Linen classifier.
@@ -54,12 +58,11 @@ def apply(model, frozen, images_NHWC, **kwargs):
     images_NHWC: f32[N, H, W, C], normalised.
     kwargs: `method`, as for `model.apply`.
   """
-  convolutions = frozen.convolutions if isinstance(frozen, Folded) else {}
+  if not isinstance(frozen, Folded):
+    return model.apply(frozen.variables, images_NHWC, train=False, **kwargs)
 
   def convolve(conv, norm, images):
-    if _names(conv, norm) not in convolutions:
-      return None
-    kernel, offset_F = convolutions[_names(conv, norm)]
+    kernel, offset_F = frozen.convolutions[_names(conv, norm)]
     plain = conv.clone(parent=None, use_bias=False)
     return plain.apply({'params': {'kernel': kernel}}, images) + offset_F
 
@@ -70,10 +73,10 @@ def _names(conv, norm):
   return ' '.join('/'.join(module.path) for module in (conv, norm))
 
 
-def _as_one(conv, norm, frozen):
-  """(kernel, offset) of a convolution that does the work of both."""
-  of = lambda tree, module: functools.reduce(lambda inner, name: inner.get(name, {}), module.path, tree)
-  convolution, scaled, kept = of(frozen.params, conv), of(frozen.params, norm), of(frozen.batch_stats, norm)
+def _as_one(conv, norm):
+  """(kernel, offset) of a convolution that does the work of both, from what the two have while they are at work."""
+  convolution, kept = conv.variables['params'], norm.variables['batch_stats']
+  scaled = norm.variables.get('params', {})
   factor_F = jax.lax.rsqrt(kept['var'] + norm.epsilon) * scaled.get('scale', 1)
   offset_F = (convolution.get('bias', 0) - kept['mean']) * factor_F + scaled.get('bias', 0)
   return (convolution['kernel'] * factor_F).astype(norm.dtype), offset_F.astype(norm.dtype)
@@ -85,13 +88,13 @@ def _watched(model, variables, images_NHWC, meet, **kwargs):
 
   def catch(call, args, its_kwargs, context):
     module = context.module
-    if context.method_name == '__call__' and isinstance(module, BatchNorm) and id(args[0]) in convolved:
+    if type(module) is BatchNorm and args and id(args[0]) in convolved:
       _, conv, images = convolved[id(args[0])]
-      done = meet(conv, module, images)
+      done = meet(conv, module, images) if conv.dtype == module.dtype else None
       if done is not None:
         return done
     result = call(*args, **its_kwargs)
-    if context.method_name == '__call__' and isinstance(module, nn.Conv):
+    if type(module) is nn.Conv and args and context.method_name == '__call__':
       convolved[id(result)] = result, module, args[0]  # the result itself, so that no other comes to its number
     return result
 

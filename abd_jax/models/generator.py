@@ -14,22 +14,28 @@ from abd_jax.parallel import platform
 
 
 def _each(images_NHWC, kernels):
-  """The four parts by a convolution each."""
+  """The doubled image by a convolution for each of its four parts."""
+  batch, height, width, _ = images_NHWC.shape
   borders = [((1 - row, row), (1 - column, column)) for row in (0, 1) for column in (0, 1)]
-  return [conv_general_dilated(images_NHWC, *pair) for pair in zip(kernels, ((1, 1),) * 4, borders, strict=True)]
+  parts = [conv_general_dilated(images_NHWC, *pair) for pair in zip(kernels, ((1, 1),) * 4, borders, strict=True)]
+  parts = jnp.stack(parts).reshape(2, 2, *parts[0].shape)
+  return parts.transpose(2, 3, 0, 4, 1, 5).reshape(batch, 2 * height, 2 * width, parts.shape[-1])
 
 
 def _at_once(images_NHWC, kernels):
-  """The four parts by one convolution, whose result has a row and a column too many for each.
+  """The doubled image by one convolution, whose result has a row and a column too many for each part.
 
   A GPU's convolutions take no border on one side alone: for each of the four XLA would write the images anew, with it.
   """
-  _, height, width, _ = images_NHWC.shape
+  batch, height, width, _ = images_NHWC.shape
   # Or else the border would become the convolution's own, and its kernel's gradient one that a GPU has no kernel for.
   framed = jax.lax.optimization_barrier(jnp.pad(images_NHWC, ((0, 0), (1, 1), (1, 1), (0, 0))))
   found = conv_general_dilated(framed, jnp.concatenate(kernels, axis=-1), (1, 1), ((0, 0), (0, 0)))
-  parts = jnp.split(found, 4, axis=-1)
-  return [part[:, i // 2 :, i % 2 :][:, :height, :width] for i, part in enumerate(parts)]
+  parts = [
+      part[:, i // 2 :, i % 2 :][:, :height, :width] for i, part in enumerate(jnp.split(found, 4, axis=-1))
+  ]
+  rows = [jnp.stack(parts[:2], axis=3), jnp.stack(parts[2:], axis=3)]
+  return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, parts[0].shape[-1])
 
 
 class UpsampledConv(nn.Module):
@@ -44,7 +50,7 @@ class UpsampledConv(nn.Module):
 
   @nn.compact
   def __call__(self, images_NHWC):
-    batch, height, width, channels = images_NHWC.shape
+    channels = images_NHWC.shape[-1]
     bound = (9 * channels) ** -0.5  # U(+-1 / sqrt(fan_in)) for weight and bias
     kernel = self.param('kernel', uniform_within(bound), (3, 3, channels, self.features))
     bias = self.param('bias', uniform_within(bound), (self.features,)).astype(self.dtype)
@@ -55,9 +61,7 @@ class UpsampledConv(nn.Module):
         pair for taps in rows for pair in ((taps[:, 0], taps[:, 1] + taps[:, 2]), (taps[:, 0] + taps[:, 1], taps[:, 2]))
     ]
     kernels = [jnp.stack(pair, axis=1).astype(self.dtype) for pair in pairs]
-    parts = (_at_once if platform() == 'gpu' else _each)(images_NHWC, kernels)
-    rows = [jnp.stack(parts[:2], axis=3), jnp.stack(parts[2:], axis=3)]
-    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, self.features) + bias
+    return (_at_once if platform() == 'gpu' else _each)(images_NHWC, kernels) + bias
 
 
 class Generator(nn.Module):

@@ -104,6 +104,7 @@ class ResNet(nn.Module):
       that grows, of a small initialisation.
     head_bias: whether the head has one.
     feature_size: D, how many penultimate features there are.
+    foldable: whether a frozen one may be folded, as `folding.fold` does; a classifier that does not say so is not.
     head_grows: whether the head's rows come with their task: until then they neither move nor decay.
   """
 
@@ -115,6 +116,7 @@ class ResNet(nn.Module):
   head_bias: bool = True
 
   feature_size = STAGE_WIDTHS[-1]
+  foldable = True
 
   @property
   def head_grows(self):

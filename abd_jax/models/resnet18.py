@@ -57,7 +57,8 @@ class ProjectionBlock(nn.Module):
 class ResNet18(nn.Module):
   """A 7x7/2 stem, a 3x3/2 max-pool and four stages of two blocks; the head has all classes from the start.
 
-  Attributes: `num_classes`, `dtype`, `axis`, `head_bias`, `feature_size`, `head_grows` as in `resnet.ResNet`.
+  Attributes: `num_classes`, `dtype`, `axis`, `head_bias`, `feature_size`, `foldable`, `head_grows` as in
+  `resnet.ResNet`.
   """
 
   num_classes: int
@@ -66,6 +67,7 @@ class ResNet18(nn.Module):
   head_bias: bool = True
 
   feature_size = STAGE_WIDTHS[-1]
+  foldable = True
   head_grows = False
 
   def setup(self):
