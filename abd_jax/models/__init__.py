@@ -8,6 +8,7 @@ Linen module with
   classify(features)        f32[N, K], by a submodule called `head` with a kernel and, where `head_bias` says so, a bias
   __call__(images, train)   the one after the other
   num_classes, head_bias, feature_size (D), head_grows (False but for heads whose rows come with their task)
+  foldable                  where it is True: what `resnet.ResNet` says of it
 
 `resnet.ResNet` is one.
 """

@@ -31,9 +31,7 @@ def _at_once(images_NHWC, kernels):
   # Or else the border would become the convolution's own, and its kernel's gradient one that a GPU has no kernel for.
   framed = jax.lax.optimization_barrier(jnp.pad(images_NHWC, ((0, 0), (1, 1), (1, 1), (0, 0))))
   found = conv_general_dilated(framed, jnp.concatenate(kernels, axis=-1), (1, 1), ((0, 0), (0, 0)))
-  parts = [
-      part[:, i // 2 :, i % 2 :][:, :height, :width] for i, part in enumerate(jnp.split(found, 4, axis=-1))
-  ]
+  parts = [part[:, i // 2 :, i % 2 :][:, :height, :width] for i, part in enumerate(jnp.split(found, 4, axis=-1))]
   rows = [jnp.stack(parts[:2], axis=3), jnp.stack(parts[2:], axis=3)]
   return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, parts[0].shape[-1])
 
