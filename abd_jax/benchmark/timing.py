@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -59,15 +60,26 @@ class Ours:
     copies = lambda state: [jax.tree.map(jnp.copy, state) for _ in range(runs)]
     self._held = {name: copies(hot.state) for name, hot in self._hot.items()}
     before = compile_seconds()
-    for name in STEPS:
-      jax.block_until_ready(self._call(name, 0))
+    with futures.ThreadPoolExecutor(len(STEPS)) as threads:  # as a run has its steps compiled: beside each other
+      for name in STEPS if config.parallel == 'jit' else ():  # pmap compiles when it is called
+        step, arguments = self._to_call(name, 0)
+        step.compile_ahead(threads, *arguments)
+      for name in STEPS:
+        jax.block_until_ready(self._call(name, 0))
     self.compile_seconds = compile_seconds() - before
+
+  def _to_call(self, name, number):
+    """The step and its arguments for a call, whose first step is `number`."""
+    hot = self._hot[name]
+    of_runs = [(state, *hot.others(number)) for state in self._held[name]]
+    if self._runs == 1:
+      return hot.step, of_runs[0]
+    return hot.step.of_several(self._runs), tuple(zip(*of_runs, strict=True))
 
   def _call(self, name, number):
     """The metrics of a call, whose first step is `number`."""
-    hot = self._hot[name]
-    of_runs = [(state, *hot.others(number)) for state in self._held[name]]
-    found = [hot.step(*of_runs[0])] if self._runs == 1 else hot.step.of_several(self._runs)(*zip(*of_runs, strict=True))
+    step, arguments = self._to_call(name, number)
+    found = [step(*arguments)] if self._runs == 1 else step(*arguments)
     self._held[name] = [state for state, _ in found]
     return [metrics for _, metrics in found]
 
@@ -184,6 +196,12 @@ def run(config, repeats=9, seconds=2.0, against=None):
       contestants['authors'] = Authors(against, config)
       stack.callback(contestants['authors'].close)
     timings = dict(zip(contestants, measure(list(contestants.values()), repeats, seconds), strict=True))
+  return _report(config, contestants, timings, repeats, memory)
+
+
+def _report(config, contestants, timings, repeats, memory):
+  """What `run` returns, of its `contestants` and their {step: Timing} by the names that `_row` knows."""
+  ours = contestants['ours']
   flops, peak = step_flops(config), matmul_peak(config.precision)
   batch = config.optimisation.batch_size
   rows = [
@@ -192,7 +210,7 @@ def run(config, repeats=9, seconds=2.0, against=None):
   return {
       'device': jax.devices()[0].device_kind,
       'ours': ours.name,
-      'authors': contestants['authors'].name if against else None,
+      'authors': contestants['authors'].name if 'authors' in contestants else None,
       'runs_together': len(config.seeds) if 'several' in timings else None,
       'student': config.student,
       'batch_size': batch,
