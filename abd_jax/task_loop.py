@@ -241,32 +241,41 @@ class Run:
     """Steps to the end of a phase, a call never beyond an epoch's; saves when it is time, stops when asked."""
     record = self._record
     kind = 'inversion' if name == 'inversion' else 'train'
-    recent = []
+    calls, epochs = [], []  # since the last epoch's end; epochs that have ended, (place, number, calls)
     self._progress.begin(task + 1, name, record.phase + 1, len(self._plan(task)), record.step, total)
+
+    def tell(place, epoch, of_epoch):
+      of_epoch = jax.device_get(of_epoch)
+      check_finite(of_epoch, task, name)
+      figures, steps = means(of_epoch), sum(call.count for call in of_epoch)
+      self._log.write(place, task=task + 1, phase=name, epoch=epoch, steps=steps, **figures)
+      self._progress.epoch(of_epoch[-1].step + of_epoch[-1].count, figures)
+      self._ahead.check()
+
     with record.timed(kind) as clock:
       while record.step < total:
         count = min(steps_per_call, epoch_steps - record.step % epoch_steps, total - record.step)
-        recent.append(Call(advance(record.step, count), count, record.step))
-        oldest = recent[max(0, len(recent) - CALLS_IN_FLIGHT)]
-        jax.block_until_ready(oldest.metrics)
-        check_finite([oldest], task, name)
+        calls.append(Call(advance(record.step, count), count, record.step))
+        if len(calls) >= CALLS_IN_FLIGHT:
+          oldest = calls[-CALLS_IN_FLIGHT]
+          jax.block_until_ready(oldest.metrics)
+          check_finite([oldest], task, name)
+        # Asked for once there is a call behind it, the figures of an epoch do not keep the device waiting.
+        while epochs:
+          tell(*epochs.pop(0))
         record.step += count
         record.steps[kind] += count
         self._progress.step(record.step)
         if record.step % epoch_steps == 0 or record.step == total:
-          recent = jax.device_get(recent)
-          check_finite(recent, task, name)
-          figures = means(recent)
-          epoch = -(-record.step // epoch_steps)
-          steps = sum(call.count for call in recent)
-          self._log.write(record.place, task=task + 1, phase=name, epoch=epoch, steps=steps, **figures)
-          self._progress.epoch(record.step, figures)
-          self._ahead.check()
-          recent = []
+          epochs.append((record.place, -(-record.step // epoch_steps), calls))
+          calls = []
         # Asked of all processes at once: each has a clock of its own, and to save they all meet.
-        if processes.on_any(self._stop.received or self._checkpoints.due):
+        saves = processes.on_any(self._stop.received or self._checkpoints.due)
+        while epochs and (saves or record.step == total):
+          tell(*epochs.pop(0))
+        if saves:
           clock()
-          check_finite(recent, task, name)
+          check_finite(calls, task, name)
           self._save()
           self._stop_if_asked()
 

@@ -120,18 +120,20 @@ def test_several_kernels_at_once_under_vmap(axes):
 
 
 @needs_kernels
-@pytest.mark.parametrize('case', ['ours', 'bfloat16', 'two types', 'two devices', 'portable'])
-def test_only_one_cpu_and_float32_get_our_kernels(monkeypatch, case):
+@pytest.mark.parametrize('case', ['ours', 'bfloat16', 'two types', 'two devices', 'portable', 'a GPU', 'two GPUs'])
+def test_only_one_device_gets_our_kernels_and_a_cpu_in_float32(monkeypatch, case):
   images, kernel = arrays((2, 8, 8, 16), (3, 3, 16, 16))
   images = images.astype(jnp.bfloat16 if case in ('bfloat16', 'two types') else jnp.float32)
   kernel = kernel.astype(jnp.bfloat16 if case == 'bfloat16' else jnp.float32)
-  if case == 'two devices':
+  if 'two ' in case and case != 'two types':
     monkeypatch.setattr(convolution, 'devices', lambda: 2 * jax.devices())
+  if 'GPU' in case:
+    monkeypatch.setattr(convolution, 'platform', lambda: 'gpu')
   called = []
   monkeypatch.setattr(convolution, '_convolve', lambda *arguments: called.append(arguments[-1]))
   with convolution.portable() if case == 'portable' else contextlib.nullcontext():
     convolution.conv_general_dilated(images, kernel, (1, 1), SAME)
-  assert called == [case == 'ours']
+  assert called == [{'ours': 'cpu', 'a GPU': 'gpu'}.get(case)]
 
 
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])

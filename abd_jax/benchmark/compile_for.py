@@ -7,12 +7,13 @@ import time
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from abd_jax import __version__, programs
 from abd_jax.benchmark import gpus
 from abd_jax.benchmark.hot_steps import hot_steps, prepared
 from abd_jax.errors import UserError
-from abd_jax.parallel import compiled_for, platform, shapes
+from abd_jax.parallel import compiled_for, devices, platform, shapes
 
 
 def chips(topology, count=None):
@@ -92,7 +93,9 @@ def _compiled(hot, topology, seeds=1):
     step, arguments = step.of_several(seeds), [(argument,) * seeds for argument in arguments]
   since = time.perf_counter()
   kind = 'cuda' if platform() == 'gpu' else platform()
-  compiled = step.jitted.trace(*arguments).lower(lowering_platforms=(kind,)).compile()
+  with jax.sharding.use_abstract_mesh(Mesh(devices(), ('device',)).abstract_mesh):  # Pallas asks what device it is for
+    lowered = step.jitted.trace(*arguments).lower(lowering_platforms=(kind,))
+  compiled = lowered.compile()
   seconds, memory, text = time.perf_counter() - since, compiled.memory_analysis(), compiled.as_text()
   said = {
       'compile_seconds': seconds,

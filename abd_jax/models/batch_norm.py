@@ -1,6 +1,7 @@
 """BatchNorm that reads activations as seldom as it can: that is what a step's time goes into, next to products."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +13,15 @@ from abd_jax.parallel import mean_over, platform
 
 def _sums(*arrays):
   """f32[A, C]: the sums of A arrays [..., C] over all dimensions but the last."""
-  dimensions = tuple(range(arrays[0].ndim - 1))
-  if platform() == 'gpu' and len(dimensions) > 1:
+  batch, *sides, channels = arrays[0].shape
+  if platform() == 'gpu' and sides:
     # XLA sums there in two kernels, the second one for each array. Told what the first is to leave, it has one for all.
-    return jnp.sum(jnp.stack([jnp.sum(array, dimensions[1:]) for array in arrays]), axis=1)
-  return jnp.stack([jnp.sum(array, dimensions) for array in arrays])
+    # That is a sum for each image, or of larger ones for each quarter: more would wait for memory at once.
+    pixels = math.prod(sides)
+    parts = 4 if pixels >= 256 and pixels % 4 == 0 else 1
+    each = [jnp.sum(array.reshape(batch * parts, pixels // parts, channels), axis=1) for array in arrays]
+    return jnp.sum(jnp.stack(each), axis=1)
+  return jnp.stack([jnp.sum(array, tuple(range(array.ndim - 1))) for array in arrays])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -1,4 +1,7 @@
-"""The convolution of every network here: XLA's, but on a single CPU device the kernels of `abd_jax.native`."""
+"""The convolution of every network here: XLA's, but kernels of our own where one device has them and they are faster.
+
+Those are `abd_jax.native` for a CPU, `gpu_convolution` for a GPU.
+"""
 
 import contextlib
 import contextvars
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from abd_jax import native
+from abd_jax.models import gpu_convolution
 from abd_jax.parallel import devices, platform
 
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
@@ -40,13 +44,25 @@ def conv_general_dilated(images_NHWC, kernel_HWIO, window_strides, padding, **ig
   """
   del ignored
   stride, padding = window_strides[0], tuple(map(tuple, padding))
-  # What is called by name is opaque to XLA, which could not split it over several devices.
-  single = platform() == 'cpu' and len(devices()) == 1 and not _portable.get()
-  floats = images_NHWC.dtype == kernel_HWIO.dtype == jnp.float32
-  sides = zip(images_NHWC.shape[1:3], padding, kernel_HWIO.shape[:2], strict=True)
-  usual = all(max(border) < side <= size + sum(border) for size, border, side in sides)
-  own = bool(single and floats and usual and images_NHWC.size and kernel_HWIO.size and native.lanes())
+  own = _own(images_NHWC, kernel_HWIO, stride, padding)
+  missing = gpu_convolution.missing_channels(images_NHWC, kernel_HWIO.shape[-1]) if own == 'gpu' else 0
+  if missing:
+    images_NHWC = jnp.pad(images_NHWC, ((0, 0), (0, 0), (0, 0), (0, missing)))
+    kernel_HWIO = jnp.pad(kernel_HWIO, ((0, 0), (0, 0), (0, missing), (0, 0)))
   return _convolve(images_NHWC, kernel_HWIO, stride, padding, own)
+
+
+def _own(images, kernel, stride, padding):
+  """Whose kernels may do it beside XLA's: 'cpu', 'gpu' or None."""
+  # What is called by name is opaque to XLA, which could not split it over several devices.
+  if len(devices()) > 1 or _portable.get() or images.dtype != kernel.dtype or not images.size or not kernel.size:
+    return None
+  if platform() == 'gpu':
+    return 'gpu' if kernel.shape[:2] == (3, 3) and stride == 1 and padding == ((1, 1), (1, 1)) else None
+  sides = zip(images.shape[1:3], padding, kernel.shape[:2], strict=True)
+  usual = all(max(border) < side <= size + sum(border) for size, border, side in sides)
+  floats = images.dtype == jnp.float32
+  return 'cpu' if platform() == 'cpu' and floats and usual and native.lanes() else None
 
 
 def _xla(images, kernel, stride, padding):
@@ -75,18 +91,30 @@ def _native(target, shape, stride, padding, instead, *arrays):
 
 
 def _fits(features):
-  """Whether the kernels' vectors divide so many features."""
+  """Whether the CPU kernels' vectors divide so many features."""
   return features % native.lanes() == 0
+
+
+def _tiled(images, features):
+  """Whether a GPU kernel is made for such images and so many features."""
+  return gpu_convolution.tile(gpu_convolution.CONVOLUTION, images, features) is not None
+
+
+def _triton(kernel, instead, *arrays):
+  """One of the kernels of `gpu_convolution` where it is compiled for CUDA, `instead` on other platforms."""
+  return _one_by_one(lambda *arrays: jax.lax.platform_dependent(*arrays, cuda=kernel, default=instead), *arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(images, kernel, stride, padding, own):
-  """`own`: by the kernels of `abd_jax.native`, where they fit."""
+  """`own`: from `_own`; by its kernels, where they fit."""
   xla = functools.partial(_xla, stride=stride, padding=padding)
-  if not (own and _fits(kernel.shape[-1])):
-    return _one_by_one(xla, images, kernel)
-  shape = jax.eval_shape(xla, images, kernel).shape
-  return _native('abd_convolve', shape, stride, padding, xla, images, kernel)
+  if own == 'gpu' and _tiled(images, kernel.shape[-1]):
+    return _triton(gpu_convolution.convolve, xla, images, kernel)
+  if own == 'cpu' and _fits(kernel.shape[-1]):
+    shape = jax.eval_shape(xla, images, kernel).shape
+    return _native('abd_convolve', shape, stride, padding, xla, images, kernel)
+  return _one_by_one(xla, images, kernel)
 
 
 def _convolve_forward(images, kernel, stride, padding, own):
@@ -118,7 +146,7 @@ def _image_gradient(images, kernel, upstream, stride, padding, own):
   def xla(kernel, upstream):
     return jax.linear_transpose(lambda images: _xla(images, kernel, stride, padding), images)(upstream)[0]
 
-  if own and stride == 1:
+  if (own == 'cpu' and stride == 1) or (own == 'gpu' and _tiled(upstream, kernel.shape[-2])):
     return _convolve(upstream, _turned(kernel), 1, _mirrored(padding, kernel), own)
   return _one_by_one(xla, kernel, upstream)
 
@@ -127,9 +155,12 @@ def _kernel_gradient(images, kernel, upstream, stride, padding, own):
   def xla(images, upstream):
     return jax.linear_transpose(lambda kernel: _xla(images, kernel, stride, padding), kernel)(upstream)[0]
 
-  if own and _fits(kernel.shape[-1]):
+  if own == 'gpu' and gpu_convolution.tile(gpu_convolution.GRADIENT, images, kernel.shape[-1]):
+    return _triton(gpu_convolution.kernel_gradient, xla, images, upstream)
+  if own == 'cpu' and _fits(kernel.shape[-1]):
     return _native('abd_kernel_gradient', kernel.shape, stride, padding, xla, images, upstream)
-  if own and stride == 1 and _fits(kernel.shape[-2]):  # few features of many channels: images and upstream trade places
+  if own == 'cpu' and stride == 1 and _fits(kernel.shape[-2]):
+    # Few features of many channels: images and upstream trade places.
     shape = jax.eval_shape(_turned, kernel).shape
     instead = lambda upstream, images: _turned(xla(images, upstream))
     return _turned(_native('abd_kernel_gradient', shape, 1, _mirrored(padding, kernel), instead, upstream, images))
