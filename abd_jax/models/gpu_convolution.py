@@ -15,7 +15,7 @@ try:
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import triton
 except ImportError:  # a later JAX, without it
-  triton = None
+  triton = None  # type: ignore[assignment]
 
 # Pixels of an image up to which kernels were compared with cuDNN's.
 _LARGEST = 32 * 32
