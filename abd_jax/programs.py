@@ -20,7 +20,15 @@ from abd_jax.methods import METHODS
 from abd_jax.methods.interface import OWN, Phase
 from abd_jax.models import folding, vae
 from abd_jax.networks import Networks, networks_for
-from abd_jax.parallel import CompiledStep, compile_once, compile_step, default_steps_per_call, platform, repeat
+from abd_jax.parallel import (
+  CompiledStep,
+  compile_on_host,
+  compile_once,
+  compile_step,
+  default_steps_per_call,
+  platform,
+  repeat,
+)
 
 # Steps of the inversion between two lines of figures: what an epoch is to the student.
 INVERSION_EPOCH = 100
@@ -183,7 +191,7 @@ def _init_student(networks, optimisation):
       states.init_student, networks.classifier, optimizer, networks.image_shape, own=networks.make_init_own(),
       tallied=networks.tallied,
   )
-  return compile_once(lambda place: init(key_at(place)))
+  return compile_on_host(lambda place: init(key_at(place)))
 
 
 @_cached
@@ -204,7 +212,7 @@ def _begin_epoch():
 @_cached
 def _init_generator(networks, hparams):
   init = functools.partial(states.init_generator, networks.dreamer, states.generator_optimizer(hparams))
-  return compile_once(lambda place: init(key_at(place)))
+  return compile_on_host(lambda place: init(key_at(place)))
 
 
 @_cached

@@ -139,6 +139,29 @@ def test_a_compiled_step_takes_the_memory_that_it_is_given_and_is_made_once():
   assert parallel.compile_seconds() > once and step.of_several(2) is step.of_several(2)
 
 
+def test_what_a_run_begins_with_is_drawn_by_the_host(monkeypatch):
+  draw = lambda place: {'w': jax.random.normal(jax.random.key(place[0]), (3,))}
+  here = parallel.compile_on_host(draw)
+  monkeypatch.setattr(parallel, 'platform', lambda: 'gpu')
+  given, put = [], parallel.put
+  monkeypatch.setattr(parallel, 'put', lambda tree: given.append(tree) or put(tree))
+  step, places = parallel.compile_on_host(draw), [np.array([seed], np.int32) for seed in (4, 5)]
+  found = [step(places[0]), *step.of_several(2)((places[0], places[1]))]
+  wanted = [here(place) for place in (places[0], *places)]
+  for one, its in zip(found, wanted, strict=True):
+    np.testing.assert_array_equal(one['w'], its['w'])
+  assert [type(leaf) for leaf in jax.tree.leaves(given)] == [np.ndarray] * 3  # for the devices, from the host
+  assert step.traces == 1 and step.shapes(places[0])['w'].shape == (3,)
+
+  def none(**kwargs):
+    raise RuntimeError('Unknown backend cpu')
+
+  monkeypatch.setattr(jax, 'local_devices', none)  # JAX_PLATFORMS=cuda
+  alone = parallel.compile_on_host(draw)
+  np.testing.assert_array_equal(alone(places[0])['w'], wanted[0]['w'])
+  assert len(jax.tree.leaves(given)) == 3
+
+
 def test_an_accelerator_is_asked_once_an_epoch(monkeypatch):
   assert parallel.default_steps_per_call(39) == 1
   monkeypatch.setattr(parallel, 'platform', lambda: 'tpu')
