@@ -44,12 +44,13 @@ def compiler_options(*, runs_once=False, on_host=False):
   """What the backend is better told; `on_host` that of the machine's processor.
 
   On CPU, of the YNNPACK kernels that XLA prefers by default, the reductions are faster than its own, which
-  is where BatchNorm spends its time, and the rest is slower; and a program that runs once a task takes seconds to
-  optimise, milliseconds to run as it is.
+  is where BatchNorm spends its time, and the rest is slower; but jaxlib 0.11.2's make no sense of what is in bfloat16.
+  And a program that runs once a task takes seconds to optimise, milliseconds to run as it is.
   """
   if platform() != 'cpu' and not on_host:
     return None
-  options = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+  kernels = 'REDUCE' if jax.__version_info__ < (0, 11) else 'INDIVIDUAL_CONVOLUTION'
+  options = {'xla_cpu_experimental_ynn_fusion_type': f'LIBRARY_FUSION_TYPE_{kernels}'}
   return options | {'xla_backend_optimization_level': 0} if runs_once else options
 
 

@@ -95,9 +95,13 @@ def test_all_sides_are_timed_in_turn_and_told_apart(stand_in, small):
   assert '| abd | ' in timing.markdown_table(found) and 'a stand-in' in timing.markdown_table(found)
 
 
-def test_the_readmes_table_is_the_committed_one():
-  found = json.loads(Path('experiments/results/benchmark/cpu.json').read_text())
-  assert shown('benchmark') == timing.markdown_table(found)
+@pytest.mark.parametrize('mark, file', [
+    ('benchmark', 'cpu'), ('benchmark H100', 'h100_bfloat16'), ('H100 before', 'h100_before'),
+    ('H100 before, bfloat16', 'h100_bfloat16_before'),
+])
+def test_the_documents_tables_are_the_committed_ones(mark, file):
+  found = json.loads(Path(f'experiments/results/benchmark/{file}.json').read_text())
+  assert shown(mark) == timing.markdown_table(found)
 
 
 def test_what_has_no_such_steps_or_no_such_place_is_a_sentence(tmp_path):

@@ -1,5 +1,6 @@
 """Compiling for devices that are not there: on this machine's own in their place, and by their compilers if at hand."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -34,7 +35,7 @@ def test_steps_are_compiled_for_the_devices_named(monkeypatch, small):
   assert programs._learn.cache_info().currsize == 0 and parallel._mesh() is None
 
 
-def test_what_is_compiled_is_for_the_platform_named_and_says_what_its_compiler_says():
+def test_what_is_compiled_is_for_the_platform_named_and_says_what_its_compiler_says(monkeypatch):
   lowered, asked = [], []
 
   class Step:
@@ -63,13 +64,15 @@ def test_what_is_compiled_is_for_the_platform_named_and_says_what_its_compiler_s
 
     jitted = property(lambda self: self)
 
+  told = []
+  monkeypatch.setattr(compile_for, '_told_of_gpus', lambda: told.append(len(lowered)) or contextlib.nullcontext())
   with parallel.compiled_for([SimpleNamespace(platform='tpu')]):
     row = compile_for._compiled(hot_steps.Hot(Step(), 1, None, lambda step: ()), 'v5e:2x2')
   assert (row['argument_bytes'], row['temporary_bytes'], row['cycles']) == (1, 2, 7)
   with parallel.compiled_for([SimpleNamespace(platform='gpu')]):
     row = compile_for._compiled(hot_steps.Hot(Step(), 1, 'state', lambda step: ('place',)), 'h100', seeds=3)
   assert (row['temporary_bytes'], row['kernels'], row['moved_bytes']) == (2, 1, 8)
-  assert lowered == [('tpu',), ('cuda',)] and asked == [(None,), 3, (('state',) * 3, ('place',) * 3)]
+  assert lowered == [('tpu',), ('cuda',)] and told == [1] and asked == [(None,), 3, (('state',) * 3, ('place',) * 3)]
 
 
 def test_programs_of_before_are_not_those_of_other_devices(monkeypatch):

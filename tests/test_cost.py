@@ -60,11 +60,12 @@ def test_an_image_of_twice_the_side_takes_four_times_as_long():
   assert ratio == pytest.approx(4, rel=0.02)  # but for head and latents
 
 
-def test_the_readmes_table_is_the_commands():
+@pytest.mark.parametrize('mark, file', [('cost', 'cpu'), ('cost H100', 'h100_bfloat16')])
+def test_the_readmes_tables_are_the_commands(mark, file):
   names = [f'{name}_abd' for name in ('cifar100_10', 'tiny_imagenet_20', 'imagenet100_10', 'imagenet1000_10')]
-  found = json.loads(Path('experiments/results/benchmark/cpu.json').read_text())
+  found = json.loads(Path(f'experiments/results/benchmark/{file}.json').read_text())
   configs = {name: config.from_flagfile(f'experiments/flags/{name}.flags') for name in names}
-  assert shown('cost') == cost.markdown(configs, found)
+  assert shown(mark) == cost.markdown(configs, found)
 
 
 @pytest.mark.parametrize('text', [

@@ -21,7 +21,7 @@ FILES = sorted(path.name for path in FOLDER.glob('*.flags'))
 BEYOND = [name for name in FILES if re.fullmatch(r'cifar100_\d+_(rdfcil|dream|abd_rerun)\.flags', name)]
 PAPERS = r'cifar100_\d+_(?!ablate_).*(?<!authors)\.flags'
 ROWS = [name for name in FILES if re.fullmatch(PAPERS, name) and name not in BEYOND]
-TIMED = [name for name in FILES if 'benchmark/cpu.json' in (FOLDER / name).read_text()]
+TIMED = [name for name in FILES if 'benchmark/h100' in (FOLDER / name).read_text()]
 
 
 # 500 training images of each of 100 classes: all that decides how many steps a run makes.
@@ -91,15 +91,23 @@ def test_its_head_says_what_the_literature_reports_and_how_many_steps_it_takes(n
 
 
 @pytest.mark.parametrize('name', TIMED)
-def test_its_head_says_how_many_days_it_takes_by_the_committed_benchmark(name):
+def test_its_head_says_how_long_it_takes_by_the_committed_benchmarks(name):
+  minutes, days = seconds_by(name, 'h100_bfloat16') / 60, seconds_by(name, 'cpu') / 86400
+  assert (
+      f'At the speed of experiments/results/benchmark/h100_bfloat16.json {minutes:.0f} minutes on an H100 in bfloat16,'
+      f' of cpu.json beside it {days:.1f} days on two CPU cores' in head(name)
+  )
+
+
+def seconds_by(name, benchmark):
+  """Seconds of a row's steps by a committed benchmark."""
   row = config.from_flagfile(FOLDER / name)
-  timed = json.loads((FOLDER.parent / 'results' / 'benchmark' / 'cpu.json').read_text())
+  timed = json.loads((FOLDER.parent / 'results' / 'benchmark' / f'{benchmark}.json').read_text())
   seconds = {step['step']: step['milliseconds'] / 1000 for step in timed['steps']}
   # A step with synthetic images is counted as ABD's, one of real images alone as that of ABD's first task.
   later = 'abd' if METHODS[row.method].dreams else 'first'
   learning = sum(steps * seconds[later if task else 'first'] for task, steps in steps_of_learning(row).items())
-  days = (learning + steps_of_inversion(row) * seconds['generator']) / 86400
-  assert f'at the speed of experiments/results/benchmark/cpu.json {days:.1f} days on two CPU cores' in head(name)
+  return learning + steps_of_inversion(row) * seconds['generator']
 
 
 def test_what_is_published_stands_beside_every_run_of_a_flagfile_with_a_figure():

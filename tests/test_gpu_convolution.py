@@ -1,11 +1,14 @@
 """The GPU's kernels, interpreted here, against XLA's convolutions in float32."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from abd_jax.models import convolution, gpu_convolution
+from tests.documents import ROOT, shown
 
 SAME = ((1, 1), (1, 1))
 KINDS = sorted({*gpu_convolution.CONVOLUTION, *gpu_convolution.GRADIENT})
@@ -106,3 +109,24 @@ def test_without_pallas_or_its_triton_all_is_left_to_cudnn(monkeypatch):
   monkeypatch.setattr(gpu_convolution, 'triton', None)
   jax.vjp(lambda *both: convolution.conv_general_dilated(*both, (1, 1), SAME), images, kernel)[1](images)
   assert called == []
+
+
+def measured():
+  """The committed figures as the table that the documents show."""
+  found = json.loads((ROOT / 'experiments/results/benchmark/h100_convolutions.json').read_text())
+  lines = ['| | type | channels | pixels | microseconds | cuDNN\'s |', '|---|---|---|---|---|---|']
+  lines += [
+      f'| {row["kernel"]} | {row["type"]} | {row["channels"]} | {row["pixels"]} | {row["microseconds"]} |'
+      f' {row["cudnn_microseconds"]} |'
+      for row in found['kernels']
+  ]
+  return '\n'.join(lines) + '\n'
+
+
+def test_the_documents_have_what_was_measured_of_every_tile():
+  assert shown('convolutions H100') == measured()
+  found = json.loads((ROOT / 'experiments/results/benchmark/h100_convolutions.json').read_text())['kernels']
+  for kernel, tiles in (('convolution', gpu_convolution.CONVOLUTION), ('gradient', gpu_convolution.GRADIENT)):
+    rows = {(row['type'], row['channels']): row for row in found if row['kernel'] == kernel}
+    assert rows.keys() == tiles.keys()
+    assert all(row['microseconds'] < row['cudnn_microseconds'] for row in rows.values())

@@ -12,6 +12,7 @@ import pytest
 from abd_jax.models import generator_for, make_generator, make_student
 from abd_jax.models.generator import UpsampledConv
 from abd_jax.models.vae import VAE
+from abd_jax.parallel import compiler_options
 from abd_jax.states import LATENT_SIZE
 
 
@@ -122,7 +123,7 @@ def test_generator_is_chosen_by_size():
 
 
 @pytest.mark.parametrize('build, example', [
-    (lambda dtype: make_student('resnet8', 7, dtype), jnp.zeros((4, 8, 8, 3))),
+    (lambda dtype: make_student('resnet8', 7, dtype), jnp.zeros((4, 16, 16, 3))),
     (lambda dtype: make_generator('cifar', (8, 8, 3), dtype), jnp.zeros((4, LATENT_SIZE))),
 ])
 def test_bfloat16_is_for_activations_alone(build, example):
@@ -141,10 +142,10 @@ def test_bfloat16_is_for_activations_alone(build, example):
   with nn.intercept_methods(record):
     jax.eval_shape(lambda v: model.apply(v, example, train=False), variables)
   assert seen == {'bfloat16'}
-  # Eight bits of mantissa: what comes of it is near what float32 gives, and is not that.
-  images = jax.random.normal(jax.random.key(2), example.shape)
+  # Eight bits of mantissa: what comes of it is near what float32 gives, and is not that. Compiled as a run's steps are.
+  images, as_in_a_run = jax.random.normal(jax.random.key(2), example.shape), compiler_options()
   near, exact = (
-      jax.jit(functools.partial(build(dtype).apply, train=False))(variables, images)
+      jax.jit(functools.partial(build(dtype).apply, train=False), compiler_options=as_in_a_run)(variables, images)
       for dtype in ('bfloat16', 'float32')
   )
   assert 0 < float(jnp.max(jnp.abs(near - exact))) < 0.1 * float(jnp.max(jnp.abs(exact)))

@@ -1,5 +1,6 @@
 """The hot steps compiled for devices that are not there: whether they fit, and what the compiler makes of them."""
 
+import contextlib
 import os
 import re
 import time
@@ -93,7 +94,7 @@ def _compiled(hot, topology, seeds=1):
     step, arguments = step.of_several(seeds), [(argument,) * seeds for argument in arguments]
   since = time.perf_counter()
   kind = 'cuda' if platform() == 'gpu' else platform()
-  with jax.sharding.use_abstract_mesh(Mesh(devices(), ('device',)).abstract_mesh):  # Pallas asks what device it is for
+  with _told_of_gpus() if kind == 'cuda' else contextlib.nullcontext():
     lowered = step.jitted.trace(*arguments).lower(lowering_platforms=(kind,))
   compiled = lowered.compile()
   seconds, memory, text = time.perf_counter() - since, compiled.memory_analysis(), compiled.as_text()
@@ -108,6 +109,11 @@ def _compiled(hot, topology, seeds=1):
   return said | {
       'kernels': kernels, 'moved_bytes': moved, 'bandwidth_milliseconds': 1e3 * moved / gpus.BANDWIDTH[topology]
   }
+
+
+def _told_of_gpus():
+  """Where Pallas asks JAX what GPU it writes kernels for, it is one of `devices()`."""
+  return jax.sharding.use_abstract_mesh(Mesh(devices(), ('device',)).abstract_mesh)
 
 
 def _cycles(text):

@@ -215,6 +215,7 @@ def _report(config, contestants, timings, repeats, memory):
       'student': config.student,
       'batch_size': batch,
       'image_size': config.image_size or 32,
+      'precision': config.precision,
       'repeats': repeats,
       'peak_flops': peak,
       'compile_seconds': ours.compile_seconds,
@@ -227,7 +228,8 @@ def markdown_table(found):
   """What `run` found, for people."""
   columns = {'step': '{}', 'milliseconds': '{:.1f}', 'spread': '{:.0%}', 'steps_per_second': '{:.2f}',
              'images_per_second': '{:.0f}', 'share_of_peak': '{:.0%}'}
-  together = found.get('runs_together')  # which earlier versions did not time
+  # What earlier versions did not time, or say.
+  together, precision = found.get('runs_together'), f' in {found["precision"]}' if 'precision' in found else ''
   if together:
     columns |= {'together_milliseconds': '{:.1f}', 'together_times_as_fast': '{:.2f}', 'together_least': '{:.2f}',
                 'together_most': '{:.2f}'}
@@ -237,7 +239,8 @@ def markdown_table(found):
   lines += [' | '.join(form.format(row[name]) for name, form in columns.items()) for row in found['steps']]
   head = (
       f'{found["ours"]}' + (f', against {found["authors"]}' if found['authors'] else '') + f', on {found["device"]}:'
-      f' {found["student"]}, batch {found["batch_size"]}, {found["image_size"]} pixels, {found["repeats"]} repeats'
+      f' {found["student"]}{precision}, batch {found["batch_size"]}, {found["image_size"]} pixels,'
+      f' {found["repeats"]} repeats'
       + (f', also of {together} runs together' if together else '') + ';'
       f' a matrix product reaches {found["peak_flops"] / 1e9:.0f} GFLOP/s;'
       f' compiled in {found["compile_seconds"]:.0f} s; at most {found["peak_memory_bytes"] / 1e9:.2f} GB.'
