@@ -1,5 +1,6 @@
 """The GPU's kernels, interpreted here, against XLA's convolutions in float32."""
 
+import dataclasses
 import json
 
 import jax
@@ -49,6 +50,15 @@ def test_the_kernels_do_what_xlas_convolutions_do(kind, height, width):
   if gpu_convolution.tile(gpu_convolution.GRADIENT, images, kind[1]):
     found = gpu_convolution.kernel_gradient(images, upstream, interpret=True)
     assert found.dtype == images.dtype and off(found, by_kernel) < limit
+
+
+@pytest.mark.parametrize('kind', gpu_convolution.GRADIENT, ids=lambda kind: f'{kind[0]} {kind[1]}')
+def test_a_part_of_the_gradient_is_summed_in_turns(monkeypatch, kind):
+  few = dataclasses.replace(gpu_convolution.GRADIENT[kind], groups=16, parts=2)
+  monkeypatch.setitem(gpu_convolution.GRADIENT, kind, few)
+  images, kernel, upstream = drawn(kind, 5, 8)
+  found = gpu_convolution.kernel_gradient(images, upstream, interpret=True)
+  assert off(found, usual(images, kernel, upstream)[2]) < (1e-6 if kind[0] == 'float32' else 4e-3)
 
 
 @pytest.mark.parametrize('shape, channels_out, why', [

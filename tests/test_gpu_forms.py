@@ -13,7 +13,7 @@ from abd_jax import parallel, programs, states
 from abd_jax.benchmark import compile_for
 from abd_jax.benchmark.hot_steps import hot_steps, prepared
 from abd_jax.config import Config, with_values
-from abd_jax.models import batch_norm, folding, generator, make_student, resnet
+from abd_jax.models import batch_norm, convolution, folding, generator, make_student, resnet
 from abd_jax.models.batch_norm import BatchNorm
 from tests import test_batch_norm, test_golden, test_models
 
@@ -172,6 +172,7 @@ def test_calls_of_the_hot_steps_come_to_the_same(small, as_on_a_gpu, monkeypatch
 
 @pytest.mark.skipif(not importlib.util.find_spec('jax_cuda13_plugin'), reason="GPUs' compiler is missing: '.[cuda]'")
 def test_less_is_launched_and_moved(monkeypatch, optimised):
+  monkeypatch.setattr(convolution, '_own', lambda *arguments: None)  # which move more, in less time
   settings = with_values(Config(), dict(dataset='random', num_tasks=10, student='resnet8', batch_size=32))
   launched = []
   for kind in ('gpu', 'tpu'):
@@ -180,3 +181,18 @@ def test_less_is_launched_and_moved(monkeypatch, optimised):
     launched.append(compile_for.run(settings, 'h100')['steps'])
   for ours, usual in zip(*launched, strict=True):
     assert ours['kernels'] < usual['kernels'] and ours['moved_bytes'] < usual['moved_bytes'], (ours, usual)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec('jax_cuda13_plugin'), reason="GPUs' compiler is missing: '.[cuda]'")
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_a_gpus_program_has_our_kernels(precision, optimised):
+  settings = with_values(Config(), dict(dataset='random', num_tasks=10, student='resnet8', precision=precision))
+  with parallel.compiled_for(compile_for.chips('h100')), compile_for._told_of_gpus():
+    hot = compile_for._hot_steps(settings)['abd']
+    text = hot.step.jitted.trace(hot.state, *hot.others(0)).lower(lowering_platforms=('cuda',)).compile().as_text()
+  # Of convolutions with as many channels out as in, first with those of colours, student and teacher have five, two of
+  # them of 16 channels; colours need no gradient.
+  calls = [line for line in text.splitlines() if 'custom_call_target="__gpu$xla.gpu.triton"' in line]
+  count = lambda name: sum(name in line for line in calls)
+  found = count('abd_convolve'), count('abd_kernel_gradient')
+  assert found == {'bfloat16': (5 + 5 + 4, 5), 'float32': (2 + 2 + 2, 3)}[precision]
