@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -15,6 +16,7 @@ from abd_jax.config import with_values
 from abd_jax.data import streams
 from abd_jax.errors import UserError
 from abd_jax.metrics_log import MetricsLog
+from abd_jax.record import Record
 from abd_jax.stopping import Preempted
 from abd_jax.workdir import claim_workdir
 from tests.small_runs import TINY, StopAfter, final_states
@@ -239,3 +241,30 @@ def test_results_of_a_version_with_fewer_flags_read_as_its_defaults(whole_run, t
   del older['config']['precision']
   (tmp_path / 'results.json').write_text(json.dumps(older))
   assert results_lib.Results.load(tmp_path) == results
+
+
+@pytest.mark.parametrize('steps_per_call, saves, wanted', [
+    (2, (), 'call 0, call 2, told 1, call 4, told 2, told 3'),
+    (1, (), 'call 0, call 1, call 2, told 1, call 3, call 4, told 2, call 5, told 3'),
+    (2, (1, 2), 'call 0, told 1, saved 2, call 2, told 2, saved 4, call 4, told 3'),
+])
+def test_an_epoch_is_told_of_behind_the_call_after_it_and_before_a_save(monkeypatch, steps_per_call, saves, wanted):
+  happened = []
+  told = lambda place, epoch, **figures: happened.append(f'told {epoch}') if figures['loss'] == epoch else None
+  silent = SimpleNamespace(begin=lambda *args: None, step=lambda done: None, epoch=lambda done, figures: None)
+  run = object.__new__(task_loop.Run)
+  asked = iter(range(1, 100))
+  for name, value in dict(
+      _record=Record(data=''), _progress=silent, _log=SimpleNamespace(write=told), _plan=lambda task: [],
+      _ahead=SimpleNamespace(check=lambda: None), _stop=SimpleNamespace(received=False),
+      _save=lambda: happened.append(f'saved {run._record.step}'), _stop_if_asked=lambda: None,
+  ).items():
+    setattr(run, name, value)
+  run._checkpoints = type('Due', (), {'due': property(lambda self: next(asked) in saves)})()
+
+  def advance(step, count):
+    happened.append(f'call {step}')
+    return {'loss': np.full(steps_per_call, step // 2 + 1.0)}
+
+  run._loop(0, 'learn', 6, 2, steps_per_call, advance)
+  assert ', '.join(happened) == wanted
