@@ -156,3 +156,27 @@ def test_its_faults_are_the_committed_ones():
   places = report['resumed_in']
   assert f'{places["inversion"]} times in an inversion, {places["between phases"]} times between phases and' in said
   assert f'{places["learning"]} times in learning' in said and len(places) == 3
+
+
+def test_what_is_said_of_the_h100_is_in_its_files():
+  results = ROOT / 'experiments' / 'results'
+  seconds = json.loads((results / 'cifar100_10_abd_seed0.json').read_text())['seconds']
+  at_first = seconds['total'] - sum(seconds[name] for name in ('train', 'inversion', 'eval', 'compile'))
+  steps = json.loads((results / 'benchmark' / 'h100_bfloat16.json').read_text())['steps']
+  first, abd, generator = (f'{step["milliseconds"]:.1f}' for step in steps)
+  profiled = json.loads((results / 'benchmark' / 'h100_before_profile.json').read_text())['steps']
+  [before] = [step for step in profiled if (step['step'], step['precision']) == ('abd', 'bfloat16')]
+  of_16 = sum(part['microseconds'] for name, part in before['parts'].items() if name.endswith(' 16 channels'))
+  for document, said in {
+      'README.md': [f'--precision=bfloat16`): {seconds["total"] / 60:.1f} minutes,'],
+      'experiments/README.md': [
+          f'took {seconds["total"]:.0f} seconds: {seconds["train"]:.0f} of learning, {seconds["inversion"]:.0f} of'
+          f' inversion, {seconds["eval"]:.0f} of evaluation, {seconds["compile"]:.0f} in which a step waited for its'
+          ' compilation, and'
+          f' {at_first:.0f} before',
+          f'it takes {abd}, those of the first task and of the generator {first} and {generator}',
+          f'of the {before["busy_microseconds"] / 1000:.1f} ms in which', f'took {of_16 / 1000:.1f} (`',
+      ],
+  }.items():
+    text = ' '.join((ROOT / document).read_text().split())
+    assert all(part in text for part in said), (document, said)
