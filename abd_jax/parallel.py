@@ -272,7 +272,7 @@ def compile_once(function):
 def compile_on_host(function):
   """As `compile_once`, a function of numbers alone that the host's processor computes, for the devices.
 
-  An H100's compiler takes 20 seconds for the draws that a ResNet-32's weights begin as, a processor's one.
+  An H100's compiler takes 20 seconds for the draws that a ResNet-32's weights begin as, a processor's 4.
   """
   return CompiledStep(function, runs_once=True, on_host=True)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -113,10 +114,24 @@ def test_colours_are_given_the_channels_that_are_missing(monkeypatch):
   assert called == ['convolve', 'convolve', 'kernel_gradient']
 
 
-def test_without_pallas_or_its_triton_all_is_left_to_cudnn(monkeypatch):
+@pytest.mark.parametrize('capability, usable', [
+    ('9.0', True), ('8.6', True), ('10.0', True), ('7.5', False), ('gfx942', False),
+])
+def test_gpus_that_triton_does_not_compile_for_are_left_to_cudnn(monkeypatch, capability, usable):
   images, kernel, _ = drawn(('bfloat16', 16), 4, 4)
   called = as_on_a_gpu(monkeypatch)
-  monkeypatch.setattr(gpu_convolution, 'triton', None)
+  monkeypatch.setattr(convolution, 'devices', lambda: [SimpleNamespace(compute_capability=capability)])
+  convolution.conv_general_dilated(images, kernel, (1, 1), SAME)
+  assert called == ['convolve'] * usable
+
+
+@pytest.mark.parametrize('without', [
+    lambda patch: patch.setattr(gpu_convolution, 'triton', None), lambda patch: patch.setenv('ABD_JAX_NATIVE', '0'),
+])
+def test_without_pallas_triton_or_when_told_so_all_is_left_to_cudnn(monkeypatch, without):
+  images, kernel, _ = drawn(('bfloat16', 16), 4, 4)
+  called = as_on_a_gpu(monkeypatch)
+  without(monkeypatch)
   jax.vjp(lambda *both: convolution.conv_general_dilated(*both, (1, 1), SAME), images, kernel)[1](images)
   assert called == []
 

@@ -58,7 +58,8 @@ def _own(images, kernel, stride, padding):
   if len(devices()) > 1 or _portable.get() or images.dtype != kernel.dtype or not images.size or not kernel.size:
     return None
   if platform() == 'gpu':
-    return 'gpu' if kernel.shape[:2] == (3, 3) and stride == 1 and padding == ((1, 1), (1, 1)) else None
+    suits = kernel.shape[:2] == (3, 3) and stride == 1 and padding == ((1, 1), (1, 1))
+    return 'gpu' if suits and gpu_convolution.runs_on(devices()[0]) else None
   sides = zip(images.shape[1:3], padding, kernel.shape[:2], strict=True)
   usual = all(max(border) < side <= size + sum(border) for size, border, side in sides)
   floats = images.dtype == jnp.float32

@@ -7,6 +7,7 @@ where one of the two does not look. Groups of such pixels are counted through al
 
 import dataclasses
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ except ImportError:  # a later JAX, without it
 
 # Pixels of an image up to which kernels were compared with cuDNN's.
 _LARGEST = 32 * 32
+# Where colours alone come in, zeros beside them and these kernels take less time than cuDNN's.
+_WIDENED = ('bfloat16', 16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +62,10 @@ GRADIENT = {
 }
 
 
-# Where colours alone come in, more zeros beside them and these kernels take less time than cuDNN's.
-_WIDENED = ('bfloat16', 16)
+def runs_on(device):
+  """Whether Triton compiles for a GPU: NVIDIA's since Ampere. ABD_JAX_NATIVE=0 in the environment does without it."""
+  major, *_ = str(getattr(device, 'compute_capability', '8.0')).split('.')  # of AMD's it is a name
+  return triton is not None and os.environ.get('ABD_JAX_NATIVE') != '0' and major.isdecimal() and int(major) >= 8
 
 
 def missing_channels(images_NHWC, channels_out):
@@ -80,7 +85,7 @@ def tile(tiles, images_NHWC, channels_out):
     channels_out: of what comes out.
   """
   _, height, width, channels = images_NHWC.shape
-  if triton is None or channels != channels_out or height * width > _LARGEST:
+  if channels != channels_out or height * width > _LARGEST:
     return None
   found = tiles.get((images_NHWC.dtype.name, channels))
   return found if found and width % found.together == 0 else None
