@@ -210,8 +210,11 @@ class CompiledStep:
     return result
 
   def _on_host(self, *args):
-    with jax.default_device(self._host):
+    with self._where():
       return put(jax.tree.map(np.asarray, self.jitted(*args)))
+
+  def _where(self):
+    return jax.default_device(self._host) if self._host else contextlib.nullcontext()
 
   def shapes(self, *args):
     """The shapes of what the step would give, which is neither compiled nor called."""
@@ -231,7 +234,8 @@ class CompiledStep:
 
   def _compile(self, args):
     try:
-      self.jitted.trace(*args).lower().compile()
+      with self._where():
+        self.jitted.trace(*args).lower().compile()
     except jax.errors.JaxRuntimeError:
       pass  # out of memory, beside the steps of others: the call tries again
     except BaseException:

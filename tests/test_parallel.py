@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent import futures
 from pathlib import Path
 
 import jax
@@ -153,13 +154,20 @@ def test_what_a_run_begins_with_is_drawn_by_the_host(monkeypatch):
   assert [type(leaf) for leaf in jax.tree.leaves(given)] == [np.ndarray] * 3  # for the devices, from the host
   assert step.traces == 1 and step.shapes(places[0])['w'].shape == (3,)
 
+  # A thread compiles it for the host too: there is nothing left to compile when it is called.
+  where, ahead = [], parallel.compile_on_host(lambda place: where.append(jax.config.jax_default_device) or draw(place))
+  with futures.ThreadPoolExecutor(1) as threads:
+    ahead.compile_ahead(threads, places[0]).result()
+  np.testing.assert_array_equal(ahead(places[0])['w'], wanted[0]['w'])
+  assert where == jax.local_devices(backend='cpu')[:1]
+
   def none(**kwargs):
     raise RuntimeError('Unknown backend cpu')
 
   monkeypatch.setattr(jax, 'local_devices', none)  # JAX_PLATFORMS=cuda
   alone = parallel.compile_on_host(draw)
   np.testing.assert_array_equal(alone(places[0])['w'], wanted[0]['w'])
-  assert len(jax.tree.leaves(given)) == 3
+  assert len(jax.tree.leaves(given)) == 4
 
 
 def test_an_accelerator_is_asked_once_an_epoch(monkeypatch):
