@@ -216,7 +216,7 @@ def test_several_runs_are_compared_over_seeds_and_beside_the_published():
 
 def test_rows_of_one_method_are_told_apart(collection):
   titles = [title for level, title in Page(collection).headings if level == 3]
-  assert 'abd on digits, seed 0' in titles
+  assert 'abd on digits, seed 0' in titles and 'abd on cifar100 (100 classes in 10 tasks, resnet32), seed 0' in titles
   assert 'abd (--bn_double_update=true, --generator_init=warm, --finetune_classes=all) on cifar100, seed 2' in titles
   runs = [title for title in titles if ', seed ' in title]
   assert len(runs) == len(set(runs)) == len(list((ROOT / 'experiments' / 'results').glob('*.json')))

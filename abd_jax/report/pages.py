@@ -82,9 +82,12 @@ def page(runs):
 
 
 def _label(results, collated):
-  """A run's name: with the switches that tell it from the others."""
-  [row] = [row for table in collated for row in table.rows if any(one is results for one in row.runs)]
-  return f'{row.label} on {results.dataset}, seed {results.seed}'
+  """A run's name: with the switches, and where there is need the setting, that tell it from the others."""
+  rows = [(table, row) for table in collated for row in table.rows if row.runs]
+  [(table, row)] = [(table, row) for table, row in rows if any(one is results for one in row.runs)]
+  elsewhere = {(other.dataset, its.label) for other, its in rows if other is not table}
+  setting = f' ({table.setting()})' if (table.dataset, row.label) in elsewhere else ''
+  return f'{row.label} on {results.dataset}{setting}, seed {results.seed}'
 
 
 @functools.cache
