@@ -192,7 +192,7 @@ def test_a_gpus_program_has_our_kernels(precision, optimised):
     text = hot.step.jitted.trace(hot.state, *hot.others(0)).lower(lowering_platforms=('cuda',)).compile().as_text()
   # Of convolutions with as many channels out as in, first with those of colours, student and teacher have five, two of
   # them of 16 channels; colours need no gradient.
-  calls = [line for line in text.splitlines() if 'custom_call_target="__gpu$xla.gpu.triton"' in line]
+  calls = [line for line in text.split('\n') if 'custom_call_target="__gpu$xla.gpu.triton"' in line]
   count = lambda name: sum(name in line for line in calls)
   found = count('abd_convolve'), count('abd_kernel_gradient')
   assert found == {'bfloat16': (5 + 5 + 4, 5), 'float32': (2 + 2 + 2, 3)}[precision]
