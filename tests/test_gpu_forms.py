@@ -142,34 +142,7 @@ def test_only_a_norm_right_after_a_convolution_is_folded():
   close(folding.apply(Odd(), folded, images), Odd().apply(variables, images, train=False))
 
 
-def test_calls_of_the_hot_steps_come_to_the_same(small, as_on_a_gpu, monkeypatch):
-  settings = with_values(Config(), dict(
-      dataset='random', num_tasks=10, student='resnet8', image_size=8, batch_size=8, steps_per_call=2,
-      learning_rate=1e-3,
-  ))
-  folded = []
-  monkeypatch.setattr(folding, 'fold', lambda *args, fold=folding.fold: folded.append(fold(*args)) or folded[-1])
-
-  def moved():
-    tasks, built = prepared(settings, 200)
-    place = np.zeros(4, np.int32)
-    student, dreamer = built.init_student(place), built.init_generator(place)
-    hot = hot_steps(settings, tasks, built, student, dreamer, *tasks.train(1))
-    of = lambda name: hot[name].step(jax.tree.map(jnp.copy, hot[name].state), *hot[name].others(0))[1]
-    return of('abd'), of('generator')
-
-  found = moved()
-  assert [len(one.convolutions) for one in folded] == [1]  # ABD's teacher alone, once for both steps
-  monkeypatch.setattr(resnet.ResNet, 'foldable', False)
-  programs.clear()
-  close(moved(), found)
-  for module in (batch_norm, generator, resnet, programs):
-    monkeypatch.setattr(module, 'platform', lambda: 'cpu')
-  programs.clear()
-  close(found, moved())
-  assert len(folded) == 1  # neither for a network that does not say that it may be, nor elsewhere
-
-
+# Before what asks for `small` networks, which are so until the module's end.
 @pytest.mark.skipif(not importlib.util.find_spec('jax_cuda13_plugin'), reason="GPUs' compiler is missing: '.[cuda]'")
 def test_less_is_launched_and_moved(monkeypatch, optimised):
   monkeypatch.setattr(convolution, '_own', lambda *arguments: None)  # which move more, in less time
@@ -196,3 +169,31 @@ def test_a_gpus_program_has_our_kernels(precision, optimised):
   count = lambda name: sum(name in line for line in calls)
   found = count('abd_convolve'), count('abd_kernel_gradient')
   assert found == {'bfloat16': (5 + 5 + 4, 5), 'float32': (2 + 2 + 2, 3)}[precision]
+
+
+def test_calls_of_the_hot_steps_come_to_the_same(small, as_on_a_gpu, monkeypatch):
+  settings = with_values(Config(), dict(
+      dataset='random', num_tasks=10, student='resnet8', image_size=8, batch_size=8, steps_per_call=2,
+      learning_rate=1e-3,
+  ))
+  folded = []
+  monkeypatch.setattr(folding, 'fold', lambda *args, fold=folding.fold: folded.append(fold(*args)) or folded[-1])
+
+  def moved():
+    tasks, built = prepared(settings, 200)
+    place = np.zeros(4, np.int32)
+    student, dreamer = built.init_student(place), built.init_generator(place)
+    hot = hot_steps(settings, tasks, built, student, dreamer, *tasks.train(1))
+    of = lambda name: hot[name].step(jax.tree.map(jnp.copy, hot[name].state), *hot[name].others(0))[1]
+    return of('abd'), of('generator')
+
+  found = moved()
+  assert [len(one.convolutions) for one in folded] == [1]  # ABD's teacher alone, once for both steps
+  monkeypatch.setattr(resnet.ResNet, 'foldable', False)
+  programs.clear()
+  close(moved(), found)
+  for module in (batch_norm, generator, resnet, programs):
+    monkeypatch.setattr(module, 'platform', lambda: 'cpu')
+  programs.clear()
+  close(found, moved())
+  assert len(folded) == 1  # neither for a network that does not say that it may be, nor elsewhere
