@@ -276,7 +276,7 @@ def compile_once(function):
 def compile_on_host(function):
   """As `compile_once`, a function of numbers alone that the host's processor computes, for the devices.
 
-  An H100's compiler takes 20 seconds for the draws that a ResNet-32's weights begin as, a processor's 4.
+  A GPU's compiler takes several times as long as a processor's for the draws that a network's weights begin as.
   """
   return CompiledStep(function, runs_once=True, on_host=True)
 

@@ -95,6 +95,11 @@ def test_all_sides_are_timed_in_turn_and_told_apart(stand_in, small):
   assert '| abd | ' in timing.markdown_table(found) and 'a stand-in' in timing.markdown_table(found)
 
 
+def test_steps_that_pmap_maps_are_compiled_where_they_are_called(small):
+  mapped = timing.Ours(config.with_values(SMALL, {'parallel': 'pmap'}))
+  assert all(mapped.seconds(name, 1) > 0 for name in hot_steps.STEPS) and mapped.compile_seconds > 0
+
+
 @pytest.mark.parametrize('mark, file', [
     ('benchmark', 'cpu'), ('benchmark H100', 'h100_bfloat16'), ('H100 before', 'h100_before'),
     ('H100 before, bfloat16', 'h100_bfloat16_before'),

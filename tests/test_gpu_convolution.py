@@ -67,6 +67,7 @@ def test_a_part_of_the_gradient_is_summed_in_turns(monkeypatch, kind):
     ((2, 64, 64, 16), 16, 'images larger than were measured'),
     ((2, 8, 8, 16), 32, 'other channels out than in'),
     ((2, 8, 8, 24), 24, 'channels of which there is no power of two'),
+    ((2**17, 32, 32, 16), 16, 'places that 32 bits do not count'),
 ])
 def test_other_convolutions_are_left_to_cudnn(shape, channels_out, why):
   tile = lambda shape, channels_out: gpu_convolution.tile(

@@ -16,7 +16,7 @@ def _sums(*arrays):
   batch, *sides, channels = arrays[0].shape
   if platform() == 'gpu' and sides:
     # XLA sums there in two kernels, the second one for each array. Told what the first is to leave, it has one for all.
-    # That is a sum for each image, or of larger ones for each quarter: more would wait for memory at once.
+    # That is a sum for each image, of larger ones for each quarter: so much more of the memory is asked for at once.
     pixels = math.prod(sides)
     parts = 4 if pixels >= 256 and pixels % 4 == 0 else 1
     each = [jnp.sum(array.reshape(batch * parts, pixels // parts, channels), axis=1) for array in arrays]

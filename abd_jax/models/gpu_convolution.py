@@ -85,7 +85,8 @@ def tile(tiles, images_NHWC, channels_out):
     channels_out: of what comes out.
   """
   _, height, width, channels = images_NHWC.shape
-  if channels != channels_out or height * width > _LARGEST:
+  # Places in memory are counted in 32 bits.
+  if channels != channels_out or height * width > _LARGEST or math.prod(images_NHWC.shape) > 2**31 - 2**20:
     return None
   found = tiles.get((images_NHWC.dtype.name, channels))
   return found if found and width % found.together == 0 else None
